@@ -107,11 +107,11 @@ def commit_folder(finished: Path, final: Path) -> None:
     """
     _refuse_file(final)
     try:
-        for path in (path for path in (finished, *finished.rglob("*")) if not path.is_symlink()):
-            if path.is_file():
-                sync(path)
-            elif path.is_dir():
-                _sync_folder(path)  # else the names of its files may be lost
+        for folder, _, names in os.walk(finished):  # which keeps no list of all, as a folder may have a million links
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink() and path.is_file():
+                    sync(path)
+            _sync_folder(Path(folder))  # else the names of its files may be lost
         if final.exists():
             os.rename(final, _former(final))
         os.rename(finished, final)

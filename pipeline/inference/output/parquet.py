@@ -1,0 +1,140 @@
+"""Rows and embeddings as Parquet, a row group at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from pipeline.inference.output.lines import decode, name_bytes, split_lines
+from pipeline.inference.output.spec import OutputSpec
+from pipeline.inference.rows import columns
+
+GROUP_ROWS: Final = 16_384
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_GROUP_BYTES: Final = 32 * 2**20  # of embeddings, which have thousands of values each
+
+
+class Sink(Protocol):
+    """Takes the rows of a run, batch by batch."""
+
+    def __call__(self, lines: bytes, embeddings: bytes) -> None:
+        """Take the lines of a batch and its embeddings."""
+
+
+@contextmanager
+def rows_as_parquet(path: Path, spec: OutputSpec) -> Iterator[Sink]:
+    r"""Yield what writes JSON Lines as a Parquet file.
+
+    The column ``path`` is text, with a byte that is not UTF-8 as its escape, ``\xff``; ``path_bytes`` has the bytes of
+    such a name, and is null for all others. What a row does not have is null.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = columns(spec.top_k)
+    kinds = {"width": pa.int32(), "height": pa.int32(), "path_bytes": pa.binary()}
+    names.insert(1, "path_bytes")
+    schema = pa.schema(
+        [(name, kinds.get(name, pa.float64() if name.startswith("probability") else pa.string())) for name in names]
+    )
+    waiting: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def write() -> None:
+            table = {name: [row.get(name) for row in waiting] for name in names}
+            writer.write_table(pa.table(table, schema))
+            waiting.clear()
+
+        def take(lines: bytes, embeddings: bytes) -> None:
+            for line in lines.split(b"\n")[:-1]:
+                waiting.append(_parsed(line))
+                if len(waiting) == GROUP_ROWS:
+                    write()
+
+        yield take
+        if waiting:
+            write()
+
+
+@contextmanager
+def embeddings_as_parquet(path: Path, spec: OutputSpec, features: int) -> Iterator[Sink]:
+    """Yield what writes embeddings as a Parquet file: path, path_bytes, status, and float32 of a fixed length.
+
+    The embedding of an image without an answer is null.
+
+    Args:
+        path: the file.
+        spec: what the lines were written by.
+        features: values of an embedding.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("path", pa.string()),
+            ("path_bytes", pa.binary()),
+            ("status", pa.string()),
+            ("embedding", pa.list_(pa.float32(), features)),
+        ]
+    )
+    group = max(1, min(GROUP_ROWS, _GROUP_BYTES // max(1, 4 * features)))
+    rows: list[dict[str, Any]] = []
+    vectors: list[np.ndarray] = []
+    plain = {"use_dictionary": ["status"], "compression": {"path": "snappy", "embedding": "none"}}
+    with pq.ParquetWriter(path, schema, **plain) as writer:
+
+        def write() -> None:
+            values = np.concatenate(vectors)
+            absent = pa.array(np.isnan(values).all(axis=1))
+            embedding = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), features, mask=absent)
+            texts = [
+                pa.array([row.get(name) for row in rows], kind) for name, kind in zip(schema.names[:3], schema.types)
+            ]
+            writer.write_table(pa.Table.from_arrays([*texts, embedding], schema=schema))
+            rows.clear()
+            vectors.clear()
+
+        def take(lines: bytes, embeddings: bytes) -> None:
+            of_batch = list(decode(split_lines(lines), spec))
+            values = np.frombuffer(embeddings, "<f4").reshape(len(of_batch), features)
+            for row, vector in zip(of_batch, values):
+                rows.append({"status": row["status"], **_named(row["path"])})
+                vectors.append(vector[None])
+                if len(rows) == group:
+                    write()
+
+        yield take
+        if rows:
+            write()
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file with the named columns alone; nulls are left out."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=4096, columns=list(names)):
+            for row in batch.to_pylist():
+                yield {name: value for name, value in row.items() if value is not None}
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(line)
+    texts = {name: _text(value) for name, value in row.items() if isinstance(value, str)}
+    return row | texts | _named(row["path"])
+
+
+def _named(path: str) -> dict[str, Any]:
+    """Return the columns of a name; its bytes only where it is no text."""
+    return {"path": _text(path), "path_bytes": name_bytes(path)} if _SURROGATE.search(path) else {"path": path}
+
+
+def _text(text: str) -> str:
+    return name_bytes(text).decode("utf-8", "backslashreplace") if _SURROGATE.search(text) else text

@@ -1,0 +1,290 @@
+"""A run's folder: rows are neither lost nor written twice, whatever ends the process.
+
+The folder ``predictions.csv.run`` lies beside the output ``predictions.csv``. The process that writes holds the lock
+on ``lock`` in it, which also says that the folder is one of ours; ``run.json`` says what the rows are of. The same
+command continues them; once all are there, they are joined to the output and the folder is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from export.errors import ProjectError, add_note
+from export.files import add_path
+from export.words import count
+from pipeline.artifacts.files import escape_undecodable, write_json
+from pipeline.inference.output.folder import remove_folder, take_folder
+from pipeline.inference.output.join import DamagedShardError, join
+from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME, Layout, Shard
+from pipeline.inference.output.places import is_locked, size_of
+from pipeline.inference.output.record import RunRecord, Value, changes, read_run
+from pipeline.inference.output.shards import ShardWriter
+from pipeline.inference.output.spec import OutputSpec, require_parquet
+from pipeline.inference.rows import STATUSES, Rows
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The folder of a run, held by this process until the block ends; made by `RunFolder.take`.
+
+    Where an error ends the block, a note tells how many rows are kept; without a row the folder is removed.
+
+    Attributes:
+        output: the final file.
+        path: the folder.
+        inputs: a folder in it for the caller, empty at first, which goes with it.
+    """
+
+    def __init__(self, output: Path, lock: int) -> None:
+        self.output = output
+        self.path = run_folder(output)
+        self.inputs = self.path / INPUTS
+        self._lock = lock
+        self._spec: OutputSpec | None = None
+        self._record: RunRecord | None = None
+        self._writer: ShardWriter | None = None
+        self._is_over = False
+
+    @classmethod
+    def take(cls, output: Path) -> RunFolder:
+        """Make the folder of an output, or open the one of an earlier run, and lock it.
+
+        Raises:
+            ProjectError: Another process writes this output, or what is there is no folder of an earlier run.
+        """
+        folder = run_folder(output)
+        run = cls(output, take_folder(folder, output))
+        try:
+            if run.inputs.exists():
+                shutil.rmtree(run.inputs)
+            run.inputs.mkdir(mode=0o700)
+        except BaseException:
+            os.close(run._lock)
+            raise
+        return run
+
+    def begin(
+        self,
+        identity: Mapping[str, Value],
+        total: int,
+        shard_rows: int,
+        spec: OutputSpec,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Continue the rows that are there if they are of the same identity, else begin anew and say what changed.
+
+        Args:
+            identity: what decides the rows; its keys are words for the message. Values of more than 24 characters are
+                not shown.
+            total: rows of the run.
+            shard_rows: rows of a shard; whole batches.
+            spec: what is written.
+            fresh: whether to begin anew in any case. Defaults to False.
+
+        Raises:
+            ProjectError: The record of the earlier run cannot be read, or a process of it still writes.
+        """
+        if shard_rows < 1 or total < 0:
+            raise ValueError(f"Expected shards of at least one row. Received: total={total}, shard_rows={shard_rows}.")
+        if spec.format == "parquet" or spec.embeddings is not None:
+            require_parquet()
+        if spec.embeddings is not None and os.path.abspath(spec.embeddings) == os.path.abspath(self.output):
+            raise ProjectError(
+                f"Expected two files, one for rows and one for embeddings. Received: {self.output} twice."
+            )
+        texts = {escape_undecodable(k): escape_undecodable(v) if isinstance(v, str) else v for k, v in identity.items()}
+        record = RunRecord(
+            identity=texts,
+            token=secrets.token_hex(8),
+            started=time.strftime("%Y-%m-%d %H:%M:%S"),
+            total=total,
+            shard_rows=shard_rows,
+            format=spec.format,
+            top_k=spec.top_k,
+            csv_safe=spec.csv_safe,
+            has_embeddings=spec.embeddings is not None,
+        )
+        self._spec = spec
+        former = None if fresh else read_run(self.path)
+        if former is not None and former.decides() == record.decides():
+            self._continue(former)
+        else:
+            self._begin_anew(record, former)
+
+    @property
+    def done(self) -> int:
+        """How many rows are on the disk, those of processes that write beside this one included."""
+        return sum(shard.done for shard in self._shards())
+
+    def unfinished(self) -> list[Shard]:
+        """Return the shards that lack rows."""
+        return [shard for shard in self._shards() if shard.next < shard.stop]
+
+    def write(self, rows: Rows) -> None:
+        """Write a batch, the next one of its shard; see `ShardWriter.write`."""
+        self._begun()
+        assert self._writer is not None
+        self._writer.write(rows)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows on the disk have each status, those of earlier processes included."""
+        layout = self._begun().layout(self.path)
+        total = Counter[str]()
+        for number in range(layout.shards):
+            total.update(dict(zip(STATUSES, layout.last_mark(number).counts)))
+        return {status: total[status] for status in STATUSES if total[status]}
+
+    def finish(self) -> None:
+        """Join the shards to the final files and remove the folder.
+
+        Raises:
+            ProjectError: A shard changed on the disk; its rows are dropped, and the same command does them anew.
+            ValueError: Rows are missing.
+        """
+        layout = self._begun().layout(self.path)
+        assert self._spec is not None
+        assert self._writer is not None
+        for number in range(layout.shards):
+            if not layout.sealed(number).exists():
+                shard = self._writer.claim(number)  # seals one that is full, which a full disk had prevented
+                if shard.next < shard.stop:
+                    raise ValueError(f"Expected all rows. Received: none from row {shard.next} on.")
+        self._writer.close()
+        try:
+            join(layout, self._spec, self.output)
+        except DamagedShardError as error:
+            shard = layout.shard(error.args[0])
+            layout.discard(shard.number)
+            raise ProjectError(
+                f"Expected the rows {shard.start:,} to {shard.stop - 1:,} in {self.path} as they were written. "
+                "Received: others; the disk or somebody changed them. They are dropped: run the same command again, "
+                "which does them anew."
+            ) from None
+        try:
+            self._remove()
+        except OSError as error:
+            log.warning("%s is complete; remove %s, which could not be: %s", self.output, self.path, error)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            if not self._is_over:
+                self._leave(error)
+        finally:
+            if not self._is_over:
+                os.close(self._lock)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Keep the rows and say so; remove the folder where there are none."""
+        with contextlib.suppress(OSError, ProjectError):
+            record = self._record or read_run(self.path)
+            done = 0 if record is None else _done(record.layout(self.path))
+            if not done:
+                self._remove()
+            elif self._record is not None and error is not None:
+                rows = f"{done:,} of {count(self._record.total, 'row')}"
+                add_note(error, f"{rows} are kept in {self.path}: the same command continues.")
+        if isinstance(error, OSError):
+            add_path(error, self.output)
+
+    def _begun(self) -> RunRecord:
+        if self._record is None:
+            raise ValueError("Expected begin() first.")
+        return self._record
+
+    def _shards(self) -> list[Shard]:
+        layout = self._begun().layout(self.path)
+        return [layout.shard(number, layout.last_mark(number).rows) for number in range(layout.shards)]
+
+    def _continue(self, record: RunRecord) -> None:
+        """Look at every shard: cut open ones to whole batches, drop finished ones that are not whole."""
+        assert self._spec is not None
+        layout = record.layout(self.path)
+        self._record = record
+        self._writer = ShardWriter(layout, self._spec)
+        for number in range(layout.shards):
+            if layout.sealed(number).exists():
+                mark, shard = layout.last_mark(number), layout.shard(number)
+                sizes = [mark.rows, size_of(layout.sealed(number)), max(0, size_of(layout.embeddings(number)))]
+                if sizes != [shard.stop - shard.start, mark.end, mark.embeddings_end]:
+                    log.warning(
+                        "rows %s to %s in %s are damaged: they are done anew",
+                        f"{shard.start:,}", f"{shard.stop - 1:,}", self.path,
+                    )  # fmt: skip
+                    layout.discard(number)
+            elif layout.index(number).exists() or layout.part(number).exists():
+                self._writer.claim(number)
+        self._writer.close()
+        if done := self.done:
+            log.info("continuing in %s: %s of %s are done", self.path, f"{done:,}", count(record.total, "row"))
+
+    def _begin_anew(self, record: RunRecord, former: RunRecord | None) -> None:
+        assert self._spec is not None
+        if former is not None and (dropped := _done(former.layout(self.path))):
+            log.warning(
+                "%s of an earlier run for %s %s dropped, as these changed: %s",
+                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changes(former, record),
+            )  # fmt: skip
+        self._remove_shards()
+        write_json(self.path / RECORD, record)
+        self._record = record
+        self._writer = ShardWriter(record.layout(self.path), self._spec)
+
+    def _remove_shards(self) -> None:
+        """Remove the shards of an earlier run, unless a process of it is left that still writes."""
+        paths = [self.path / name for name in os.listdir(self.path) if SHARD_NAME.fullmatch(name)]
+        if busy := [path for path in paths if path.suffix == ".index" and is_locked(path)]:
+            raise ProjectError(
+                f"Expected no other process in {self.path}. Received: one of an earlier run, which still writes "
+                f"{busy[0].stem}. Wait until it has ended, or end it."
+            )
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self._is_over = True
+        remove_folder(self.path, self._lock)
+
+
+def run_folder(output: Path) -> Path:
+    """Return the folder of the run that writes an output."""
+    return output.with_name(f"{output.name}.run")
+
+
+def open_worker(folder: Path) -> ShardWriter:
+    """Return what writes shards of a run for a process beside the one that holds the folder.
+
+    Args:
+        folder: of the run, which has begun.
+
+    Raises:
+        ProjectError: No process holds the folder.
+    """
+    if not is_locked(folder / LOCK):
+        raise ProjectError(f"Expected a process that holds {folder}. Received: none; the run has ended.")
+    record = read_run(folder)
+    if record is None:
+        raise ProjectError(f"Expected a run in {folder}. Received: none has begun.")
+    spec = OutputSpec(record.format, record.top_k, record.csv_safe)
+    return ShardWriter(record.layout(folder), spec, is_alive=lambda: is_locked(folder / LOCK))
+
+
+def _done(layout: Layout) -> int:
+    return sum(layout.last_mark(number).rows for number in range(layout.shards))
