@@ -11,131 +11,142 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+from PIL import ExifTags, Image, ImageOps
 
 from export.errors import ImageError
-from pipeline.data.image_files import Budget, as_image_error, image_file, open_image_file
+from pipeline.data.formats import MAX_PIXELS, check_format, open_image, pixels_to_decode
+from pipeline.data.image_files import LARGEST_FILE, Budget, as_image_error, check_bytes, image_file, open_image_file
+from pipeline.data.jpeg import FORMATS, read_jpeg
+from pipeline.data.resize import SCRATCH, Resize, Turned, resize_image
 
-Resize = Literal["stretch", "crop", "imagenet", "pad"]
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, an error here instead of a warning
-MAX_SIDE = 1_000_000  # shrinking takes memory for each pixel of a side; JPEG ends at 65,535
 STRIP = 2**20  # pixels that are converted at once where the conversion needs several copies
-SCRATCH = 2**24  # pixels that a resize may hold between its two passes
-MOST_WHOLE = 8  # times the target side: up to here "imagenet" resizes a whole side, bit-identical to torchvision
-
-# Formats whose header has the size of the decoded picture; an icon, for example, holds pictures of other sizes.
-SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"})
 # Pixels that all threads together decode at a time: one picture of the maximum size, or enough for every core.
 _PIXELS = Budget(max(MAX_PIXELS, (os.cpu_count() or 1) * 2**24))
 LARGE_PIXELS = 2**24  # pixels, of which each takes 4 bytes
+_TURNS = {  # what turns the stored picture upright, by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
-@contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The decoded picture, upright, while the block runs; threads wait before their pixels fill the memory."""
-    image = Image.open(io.BytesIO(data))
-    _check_format(image)
-    pixels = _pixels_to_decode(image)
-    if pixels > LARGE_PIXELS:  # the C library may keep freed memory for its thread, unless it is in large blocks
-        Image.core.set_block_size(4 * LARGE_PIXELS)  # type: ignore[attr-defined]
-    with _PIXELS.hold(pixels):
-        try:
-            image.load()
-            _check_size(image)  # the size of an icon is known only now
-            ImageOps.exif_transpose(image, in_place=True)
-            yield image
-        except BaseException:
-            image.close()  # the error refers to it, so its pixels would live as long as the error
-            raise
+class Decoded(NamedTuple):
+    """A decoded and resized picture.
 
-
-def resize_image(image: Image.Image, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
-    """Resize with Pillow's antialiased bilinear filter; the memory is bounded for images of any proportions.
-
-    Args:
-        image: RGB, or 8-bit greyscale, which gives the same pixels as if it were converted to RGB before.
-        size: (height, width) in pixels.
-        mode: "stretch" to the size; "crop": the largest centred part with the target's aspect ratio, then resize;
-            "imagenet": the short side to 8/7 of the size (256 for 224), then the centre; "pad": shrink to fit if it is
-            larger, never enlarge, black around it. Defaults to "stretch".
-
-    Returns:
-        uint8 of shape (height, width, 3).
+    Attributes:
+        pixels: uint8 of shape (height, width, 3) of the model's input.
+        width: of the upright picture in pixels, before it was resized.
+        height: likewise.
+        damage: of a damaged picture that was decoded as far as it goes, the reason. Defaults to "": none.
     """
-    height, width = size
-    resize = {"stretch": _stretch, "crop": _crop, "imagenet": _centre, "pad": _pad}[mode]
-    return np.asarray(_in_mode("RGB", resize(image, width, height)), dtype=np.uint8)
+
+    pixels: np.ndarray
+    width: int
+    height: int
+    damage: str = ""
 
 
-def _stretch(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Reduce the height of a tall, narrow picture first: Pillow resizes rows first, which would fill the memory."""
-    if image.width < width and width * image.height > SCRATCH:
-        image = image.resize((image.width, height), Image.Resampling.BILINEAR)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-
-
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The centre of the picture at 8/7 of the target size; nothing far outside that centre is computed."""
-    scale = max(width / image.width, height / image.height) * 8 / 7
-    whole = round(image.width * scale), round(image.height * scale)
-    left, right = _computed(whole[0], width)
-    top, bottom = _computed(whole[1], height)
-    across, down = image.width / whole[0], image.height / whole[1]
-    part = image.resize(
-        (right - left, bottom - top),
-        Image.Resampling.BILINEAR,
-        box=(left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)),
-    )
-    x, y = (whole[0] - width) // 2 - left, (whole[1] - height) // 2 - top
-    return part.crop((x, y, x + width, y + height))
-
-
-def _computed(whole: int, target: int) -> tuple[int, int]:
-    """The range of a resized side that is computed to get its centre.
-
-    It is the whole side up to `WHOLE` times the target: Pillow keeps the edges of a part in 32 bits, so that one value
-    in fifty would differ by one grey level from the same part of the whole.
-    """
-    start = (whole - target) // 2
-    return (0, whole) if whole <= MOST_WHOLE * target else (start, start + target)
-
-
-def _pad(image: Image.Image, width: int, height: int) -> Image.Image:
-    scale = min(1.0, width / image.width, height / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    result = Image.new(image.mode, (width, height))
-    result.paste(image.resize(size, Image.Resampling.BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
-    return result
-
-
-def load_image(source: Path | bytes, size: tuple[int, int], mode: Resize = "stretch") -> np.ndarray:
+def load_image(
+    source: Path | bytes,
+    size: tuple[int, int],
+    mode: Resize = "stretch",
+    *,
+    keep_damaged: bool = False,
+    largest_file: int = LARGEST_FILE,
+) -> Decoded:
     """Decode and resize one image to uint8 of shape (height, width, 3).
 
     The EXIF orientation is applied, greyscale is repeated over the channels, transparency is composited on black,
-    16-bit greyscale is scaled to 8 bit, an animation gives its first frame.
+    16-bit greyscale is scaled to 8 bit, an animation gives its first frame. 32-bit and float values are refused, and
+    JPEG with damage that libjpeg-turbo notices.
 
     Args:
         source: an image file in any format that Pillow reads, or its bytes.
         size: (height, width) in pixels.
         mode: see `resize_image`. Defaults to "stretch".
+        keep_damaged: whether a damaged JPEG is decoded as far as it goes. Defaults to False.
+        largest_file: bytes; a larger file is refused before it is read. Defaults to 512 MiB.
 
     Raises:
-        ImageError: the file cannot be read, is no image, is truncated, has more than 179 megapixels or a million pixels
-            on a side, or is PostScript.
+        ImageError: the file is missing, no regular file, unreadable, too large, no image, of a kind that is not
+            decoded, or damaged: its status says which.
     """
-    if not isinstance(source, bytes):
-        with image_file(source) as data:
-            return load_image(data, size, mode)
-    with as_image_error(len(source)), _opened(source) as image, contextlib.closing(image):
-        return resize_image(_flat(image), size, mode)
+    try:
+        if isinstance(source, bytes):
+            check_bytes(len(source), largest_file)
+            return _load(source, size, mode, keep_damaged)
+        with image_file(source, largest_file) as data:
+            return _load(data, size, mode, keep_damaged)
+    except ImageError as error:
+        why = ImageError(str(error), error.status, error.size)
+    raise why  # without the first one's traceback, which refers to the file's bytes and pixels
+
+
+def _load(data: bytes, size: tuple[int, int], mode: Resize, keep_damaged: bool) -> Decoded:
+    with as_image_error(len(data)):
+        image = open_image(io.BytesIO(data))
+    try:
+        with as_image_error(), _decoded(image, data, size, keep_damaged) as (picture, damage):
+            return Decoded(resize_image(picture, size, mode), picture.width, picture.height, damage)
+    except ImageError as error:
+        error.size = error.size or _upright_size(image)
+        raise
+    finally:
+        image.close()
+
+
+@contextlib.contextmanager
+def _decoded(
+    image: Image.Image, data: bytes, size: tuple[int, int], keep_damaged: bool
+) -> Iterator[tuple[Image.Image | Turned, str]]:
+    """The picture, RGB or L and upright, and its damage, while the block runs.
+
+    Threads wait before their pixels fill the memory.
+    """
+    pixels = pixels_to_decode(image)
+    if pixels > LARGE_PIXELS:  # the C library may keep freed memory for its thread, unless it is in large blocks
+        Image.core.set_block_size(4 * LARGE_PIXELS)  # type: ignore[attr-defined]
+    with _PIXELS.hold(pixels):
+        yield _jpeg(image, data, size, keep_damaged) if image.format in FORMATS else (_by_pillow(image), "")
+
+
+def _by_pillow(image: Image.Image) -> Image.Image:
+    image.load()
+    check_format(image)  # the size of an icon is known only now
+    ImageOps.exif_transpose(image, in_place=True)
+    return _flat(image)
+
+
+def _jpeg(
+    image: Image.Image, data: bytes, size: tuple[int, int], keep_damaged: bool
+) -> tuple[Image.Image | Turned, str]:
+    """The upright picture of a JPEG, a view of the thread's memory, and its damage."""
+    turn = _orientation(image)
+    by_columns = turn in (5, 6, 7, 8) and image.width * max(size) <= SCRATCH
+    upside_down = turn == 4 or (by_columns and turn in (6, 7))
+    stored, damage = read_jpeg(data, image, keep_damaged=keep_damaged, upside_down=upside_down)
+    if stored is None:
+        return _by_pillow(image), damage
+    stored = _flat(stored)
+    if by_columns:
+        return Turned(stored, flipped=turn in (7, 8)), damage
+    return stored.transpose(_TURNS[turn]) if turn in _TURNS and not upside_down else stored, damage
+
+
+def _orientation(image: Image.Image) -> int:
+    turn: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return turn
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height, as far as they are known without decoding."""
+    with contextlib.suppress(Exception):  # a damaged EXIF; the picture has an error already
+        if image.format in FORMATS and _orientation(image) in (5, 6, 7, 8):
+            return image.height, image.width
+    return image.size
 
 
 def array_to_image(pixels: np.ndarray) -> Image.Image:
@@ -151,35 +162,11 @@ def check_header(path: Path) -> None:
     Damage behind the header is found only by decoding.
 
     Raises:
-        ImageError: the file cannot be read, is empty or no image, or its header states more pixels than are allowed.
+        ImageError: the file cannot be read, is empty or no image, of a kind that is not decoded, or its header states
+            more pixels than are allowed.
     """
-    with open_image_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), Image.open(file) as image:
-        _check_format(image)
-
-
-def _check_format(image: Image.Image) -> None:
-    if image.format == "EPS":
-        raise ImageError("EPS is a program, which is not run; save the picture as PNG or JPEG")
-    _check_size(image)
-
-
-def _check_size(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} allowed")
-    if max(image.size) > MAX_SIDE:
-        raise ImageError(f"{image.width}x{image.height} pixels, a side of more than {MAX_SIDE:,}")
-
-
-def _pixels_to_decode(image: Image.Image) -> int:
-    """How many pixels decoding holds in memory, according to the header."""
-    if image.format not in SIZED:
-        return MAX_PIXELS
-    if not isinstance(image, TiffImageFile):
-        return image.width * image.height
-    across, down = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
-    if across * down > MAX_PIXELS:
-        raise ImageError(f"tiles of {across}x{down} pixels, more than {MAX_PIXELS:,} allowed")
-    return max(image.width * image.height, across * down)  # a tile may be larger than the picture
+    with open_image_file(path) as file, as_image_error(os.fstat(file.fileno()).st_size), open_image(file):
+        pass
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -232,6 +219,8 @@ class DecodeSpec:
         transparency: the background of transparent pixels.
         sixteen_bit: the part of a 16-bit grey value that is used.
         animation: the frame that is used.
+        jpeg: what decodes JPEG; strict: what it warns of is damage.
+        wide: values whose range no file states.
     """
 
     size: tuple[int, int]
@@ -242,23 +231,43 @@ class DecodeSpec:
     transparency: Literal["on black"] = "on black"
     sixteen_bit: Literal["high byte"] = "high byte"
     animation: Literal["first frame"] = "first frame"
+    jpeg: Literal["libjpeg-turbo, strict"] = "libjpeg-turbo, strict"
+    wide: Literal["32-bit and float refused"] = "32-bit and float refused"
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= 4096 for side in self.size):
             raise ValueError(f"a size of {self.size[0]}x{self.size[1]} pixels")
 
-    def pixels(self, source: Path | str | bytes | np.ndarray) -> np.ndarray:
+    def decode(
+        self,
+        source: Path | str | bytes | np.ndarray,
+        *,
+        keep_damaged: bool = False,
+        largest_file: int = LARGEST_FILE,
+    ) -> Decoded:
         """Decode and resize one image.
 
         Args:
             source: an image file, its bytes, or uint8 pixels of shape (height, width[, 1 or 3]).
+            keep_damaged: whether a damaged JPEG is decoded as far as it goes. Defaults to False.
+            largest_file: bytes; a larger file is refused before it is read. Defaults to 512 MiB.
 
         Returns:
-            uint8 of shape (height, width, 3).
+            The pixels, and what is known of the picture.
 
         Raises:
-            ImageError: the file cannot be read or decoded; the message says why.
+            ImageError: the file cannot be read or decoded; the message says why, and the status what kind of reason.
         """
         if isinstance(source, np.ndarray):
-            return resize_image(array_to_image(source), self.size, self.resize)
-        return load_image(Path(source) if isinstance(source, str) else source, self.size, self.resize)
+            image = array_to_image(source)
+            return Decoded(resize_image(image, self.size, self.resize), image.width, image.height)
+        place = Path(source) if isinstance(source, str) else source
+        return load_image(place, self.size, self.resize, keep_damaged=keep_damaged, largest_file=largest_file)
+
+    def pixels(self, source: Path | str | bytes | np.ndarray) -> np.ndarray:
+        """Return the pixels of `decode`: uint8 of shape (height, width, 3).
+
+        Raises:
+            ImageError: see `decode`.
+        """
+        return self.decode(source).pixels

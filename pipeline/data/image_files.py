@@ -1,6 +1,7 @@
 """Opens image files with bounded memory, and refuses pipes, devices and files larger than an image."""
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from export.errors import ImageError
+from export.errors import ImageError, ImageStatus
 from export.files import digest_of
 from export.words import count
 
@@ -50,13 +51,17 @@ _BYTES = Budget(LARGEST_FILE)  # bytes of files in memory, in all threads togeth
 
 
 @contextlib.contextmanager
-def image_file(path: Path) -> Iterator[bytes]:
+def image_file(path: Path, largest: int = LARGEST_FILE) -> Iterator[bytes]:
     """Hold the content of an image file while the block runs; threads wait before their files fill the memory.
 
+    Args:
+        path: the file.
+        largest: bytes; a larger file is refused before it is read. Defaults to 512 MiB.
+
     Raises:
-        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+        ImageError: it is missing, cannot be read, is no regular file, or too large.
     """
-    with _opened(path) as (file, size), _BYTES.hold(size):
+    with _opened(path, largest) as (file, size), _BYTES.hold(size):
         with as_image_error():
             data = file.read(size)
         yield data
@@ -66,9 +71,9 @@ def hash_image_file(path: Path) -> str:
     """Return the sha256 of an image file, read in pieces.
 
     Raises:
-        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+        ImageError: it is missing, cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as (file, _), as_image_error():
+    with _opened(path, LARGEST_FILE) as (file, _), as_image_error():
         return digest_of(file)
 
 
@@ -77,28 +82,61 @@ def open_image_file(path: Path) -> Iterator[io.BufferedReader]:
     """Open an image file while the block runs, which may read all of it; threads wait before files fill the memory.
 
     Raises:
-        ImageError: it cannot be read, is no regular file, or larger than 512 MiB.
+        ImageError: it is missing, cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path) as (file, size), _BYTES.hold(size):
+    with _opened(path, LARGEST_FILE) as (file, size), _BYTES.hold(size):
         yield file
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
+def _opened(path: Path, largest: int) -> Iterator[tuple[io.BufferedReader, int]]:
     """An image file and its size in bytes."""
     with contextlib.ExitStack() as stack:
         with as_image_error():
+            _check_name(path)
+            _check_file(os.stat(path))  # opening a device may already do something
             file = stack.enter_context(open(path, "rb", opener=_without_waiting))
             status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        if status.st_size > LARGEST_FILE:
-            raise ImageError(f"{count(status.st_size, 'byte')}, more than the {LARGEST_FILE:,} allowed")
+            _check_file(status)
+        check_bytes(status.st_size, largest)
         yield file, status.st_size
 
 
+def check_bytes(size: int, largest: int) -> None:
+    """Refuse more bytes than are allowed.
+
+    Raises:
+        ImageError: there are more.
+    """
+    if size > largest:
+        raise ImageError(f"{count(size, 'byte')}, more than the {largest:,} allowed", "too_large")
+
+
+def _check_name(path: Path) -> None:
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ImageError("a name that no file can have", "missing")
+
+
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+
+
+def _check_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for fits, name in _KINDS if fits(status.st_mode)), "a device")
+        raise ImageError(f"{kind}, not a regular file", "not_a_file")
+
+
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its other end
+    """Open what may have become a pipe, which would wait for its other end, or a terminal, which would take control."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
+_NO_FILE = frozenset({errno.EISDIR, errno.ENXIO, errno.ENODEV})  # it became one between two looks
 
 
 @contextlib.contextmanager
@@ -109,19 +147,26 @@ def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
         size: of the file in bytes; 0: it is empty. Defaults to a size that is not.
 
     Raises:
-        ImageError: with the reason why the file cannot be read.
+        ImageError: with the reason why the file cannot be read, and its status.
     """
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not an image that Pillow can read" if size else "the file is empty") from error
+        reason = "not an image that Pillow can read" if size else "the file is empty"
+        raise ImageError(reason, "not_an_image") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(str(error)) from error
+        raise ImageError(str(error), "too_large") from error
     except MemoryError as error:
-        raise ImageError("more than fits into the memory that is left") from error
-    except OSError as error:  # without strerror it is Pillow's, about the file's content
-        raise ImageError(error.strerror or str(error) or "not readable") from error
+        raise ImageError("more than fits into the memory that is left", "too_large") from error
+    except OSError as error:
+        raise ImageError(error.strerror or str(error) or "not readable", _status(error)) from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
         raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _status(error: OSError) -> ImageStatus:
+    if error.errno is None:  # Pillow's, about the file's content
+        return "damaged"
+    return "missing" if error.errno in _MISSING else "not_a_file" if error.errno in _NO_FILE else "unreadable"

@@ -12,7 +12,8 @@ import numpy as np
 from export.errors import ModelError
 from export.preprocessing import PreprocessingSpec
 from export.words import listed
-from pipeline.data.decode import DecodeSpec, Resize
+from pipeline.data.decode import DecodeSpec
+from pipeline.data.resize import Resize
 from pipeline.keras_files.facts import inference_deviations, preprocessing_inside
 from pipeline.keras_files.load import load_model
 from pipeline.keras_files.model_file import ModelFile, config_to_float32

@@ -19,6 +19,7 @@ from pipeline.data.class_names import model_names
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.preprocessing import own_preprocessing
 from pipeline.recipe.schema import Model, Preprocessing, Recipe
+from pipeline.terminal.command_line import COMMAND, CommandNeededError
 
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
@@ -60,7 +61,7 @@ class ModelCard:
     transfer: bool = False
     parameters: int | None = None
     trainable_parameters: int | None = None
-    schema: int = 3
+    schema: int = 4
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
@@ -104,10 +105,15 @@ class ModelCard:
 def read_card(path: Path | str) -> ModelCard:
     """Read ``model.json``.
 
+    A card of an earlier version is refused: its model was trained on pixels that are decoded otherwise now.
+
     Raises:
-        ModelError: missing, damaged, or of another schema; with the file and the key.
+        CommandNeededError: missing, damaged, or of another schema; with the file, the key and the command.
     """
-    return read_record(ModelCard, Path(path), remedy="Run the train stage again.", what="model card")
+    try:
+        return read_record(ModelCard, Path(path), remedy=f"Run `{COMMAND}` again.", what="model card")
+    except ProjectError as error:
+        raise CommandNeededError(str(error), "train") from error
 
 
 def source_of(model: Model) -> str | None:

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from export.errors import DataError, ImageError
-from pipeline.data import image_files
 from pipeline.data.dataset import load_image_set
 from pipeline.data.decode import load_image
 from pipeline.data.image_files import LARGEST_FILE, hash_image_file, image_file
@@ -46,7 +45,7 @@ def test_rows_of_what_is_no_image_file(tmp_path: Path) -> None:
     assert find_images(named) == named
     rows = list(classify(named, Runner(), CARD, 8, 1))
     assert [row["error"] for row in rows] == [
-        "not a regular file", "not a regular file", "not a regular file",
+        "a pipe, not a regular file", "a pipe, not a regular file", "a device, not a regular file",
         f"6,442,450,944 bytes, more than the {LARGEST_FILE:,} allowed", "",
     ]  # fmt: skip
     assert rows[4]["class"] == "two"
@@ -126,7 +125,7 @@ def test_content_and_hash(tmp_path: Path) -> None:
     with image_file(path) as data:
         assert data == path.read_bytes()
     assert hash_image_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(ImageError, match="Is a directory"), image_file(tmp_path):
+    with pytest.raises(ImageError, match="a folder, not a regular file"), image_file(tmp_path):
         pass
 
 
@@ -135,11 +134,11 @@ def test_what_fails_while_a_file_is_open_is_not_said_of_the_file(tmp_path: Path)
         raise OSError("of the caller")
 
 
-def test_the_largest_file_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_file_is_taken(tmp_path: Path) -> None:
     path = sound(tmp_path / "x.png")
     size = path.stat().st_size
-    monkeypatch.setattr(image_files, "LARGEST_FILE", size)
-    assert load_image(path, (4, 4)).shape == (4, 4, 3)
-    monkeypatch.setattr(image_files, "LARGEST_FILE", size - 1)
-    with pytest.raises(ImageError, match=f"{size} bytes, more than the {size - 1} allowed"):
-        load_image(path, (4, 4))
+    assert load_image(path, (4, 4), largest_file=size).pixels.shape == (4, 4, 3)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match=f"{size} bytes, more than the {size - 1} allowed") as caught:
+            load_image(source, (4, 4), largest_file=size - 1)
+        assert caught.value.status == "too_large"

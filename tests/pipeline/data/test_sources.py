@@ -29,8 +29,9 @@ from export.errors import DataError, RecipeError
 from export.files import ROOT
 from pipeline.data import download
 from pipeline.data.dataset import ImageSet, load_image_set
-from pipeline.data.decode import Resize, array_to_image, resize_image
+from pipeline.data.decode import array_to_image
 from pipeline.data.download import DownloadError, fetch, fetch_dataset
+from pipeline.data.resize import Resize, resize_image
 from pipeline.data.sample import DataMissingError, natural_order
 from pipeline.data.sources import MOST_CLASSES, _check_arrays
 from pipeline.recipe.load import load_recipe

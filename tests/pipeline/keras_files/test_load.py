@@ -317,7 +317,7 @@ def test_the_cifar_checkpoint_reaches_its_accuracy(tmp_path) -> None:
     config = Preprocessing(mean=mean, scale=1 / 255, mean_of="scaled")
     with zipfile.ZipFile(SHARED / "cifar10" / "test2000_jpeg.zip") as archive:
         names = [n for n in sorted(archive.namelist()) if n.endswith(".jpg")][::10]
-        data = np.stack([load_image(archive.read(name), (32, 32)) for name in names])
+        data = np.stack([load_image(archive.read(name), (32, 32)).pixels for name in names])
     classes = sorted({n.split("/")[0] for n in names})
     path = SHARED / "checkpoints" / "resnet20_cifar10_keras225.h5"
     taken = import_model(Model(path=str(path), preprocessing=config), tuple(classes), "stretch")

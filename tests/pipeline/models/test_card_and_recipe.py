@@ -119,7 +119,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema": 2}, "the model card of schema 3"),
+        ({"schema": 3}, "the model card of schema 4"),
         ({"allow": ["preprocess"]}, "the unknown key 'allow'"),
         ({"classes": ["a"]}, "1 class,"),
         ({"classes": ["a", "a"]}, "2 classes, 1 of them different"),
@@ -139,7 +139,7 @@ def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_card_is_one_error_with_file_and_key(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ProjectError, match=rf"(?s){words}.*Run the train stage again") as caught:
+    with pytest.raises(ProjectError, match=rf"(?s){words}.*Run `python -m pipeline train` again") as caught:
         read_card(write(tmp_path / "model.json", **changes))
     assert "model.json" in str(caught.value)
 
@@ -166,7 +166,7 @@ def test_the_specification_is_what_decodes(tmp_path: Path, resize: Any) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     decode = DecodeSpec((24, 40), resize)
-    expected = load_image(tmp_path / "x.png", (24, 40), resize)
+    expected = load_image(tmp_path / "x.png", (24, 40), resize).pixels
     np.testing.assert_array_equal(decode.pixels(tmp_path / "x.png"), expected)
     np.testing.assert_array_equal(decode.pixels((tmp_path / "x.png").read_bytes()), expected)
     np.testing.assert_array_equal(decode.pixels(pixels), expected)
