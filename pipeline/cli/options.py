@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,10 +22,12 @@ from pipeline.artifacts.output import describe_os_error
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.locate import find_recipe, refuse_name_in_use, suggest_path
 from pipeline.terminal.command_line import ARTIFACTS, Parser, UsageError, invocation_of, override, recipe_file
+from pipeline.terminal.log_file import LogFile
 from pipeline.terminal.processes import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
 from pipeline.workflow.context import Context
 
 log = logging.getLogger("pipeline")
+PACKAGES = ("pipeline", "export", "benchmarks")  # whose messages are shown
 
 DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 NOT_FITTING = VERDICT_FAIL  # `engine check`
@@ -77,13 +80,16 @@ def stage_options() -> Parser:
 
 def output_options() -> Parser:
     """Return the options for what a command prints."""
-    return _switches(
+    parser = _switches(
         {
             ("--json",): "end with one line of JSON on standard output",
             ("-q", "--quiet"): "warnings and errors only",
             ("-v", "--verbose"): "debug messages too",
         }
     )
+    text = "append every message to this file too, debug messages included, with date, time and level"
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help=text)
+    return parser
 
 
 def _switches(helps: Mapping[tuple[str, ...], str]) -> Parser:
@@ -163,34 +169,48 @@ def _run(
     invocation = invocation_of(args)
     handler.rebuild = invocation.command("build", more=("--force",)) if invocation else REBUILD
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
+    with contextlib.ExitStack() as files:
+        result = _result(args, name, command, handler, files)
+    result.setdefault("exit", DONE)
+    if args.json:
+        print(_json_line(result), flush=True)
+    return int(result["exit"])
+
+
+def _result(
+    args: argparse.Namespace,
+    name: str,
+    command: Callable[[argparse.Namespace], dict[str, object]],
+    handler: _TqdmHandler,
+    files: contextlib.ExitStack,
+) -> dict[str, Any]:
+    """Run the command and return its result, or that of its error, which is logged."""
     try:
+        if args.log_file is not None:
+            files.enter_context(_logged_to(LogFile(args.log_file, handler.with_rebuild)))
         with terminated_as_interrupted():
-            result = {"command": name, "status": "done"} | command(args)
+            return {"command": name, "status": "done"} | command(args)
     except BrokenPipeError:
         raise
     except ProjectError as error:
         message = _with_location(handler.with_rebuild(str(error)), args)
-        result = _failed(name, "bad input", _with_notes(message, error), BAD_INPUT)
+        return _failed(name, "bad input", _with_notes(message, error), BAD_INPUT)
     except KeyboardInterrupt as error:
         word, status = ("Terminated.", TERMINATED) if isinstance(error, Terminated) else ("Interrupted.", INTERRUPTED)
-        result = _failed(name, "interrupted", _with_notes(word, error), status)
+        return _failed(name, "interrupted", _with_notes(word, error), status)
     except ModuleNotFoundError as error:
         message = (
             f"Expected the package {error.name}. Received: {sys.executable}, which has none of that name. `make "
             "install` (or `make install-gpu` on a GPU machine) installs all of them into an environment of their own, "
             ".venv; use its Python. `python -m pipeline doctor` shows what is missing."
         )
-        result = _failed(name, "bad input", message, BAD_INPUT)
+        return _failed(name, "bad input", message, BAD_INPUT)
     except OSError as error:
         log.debug("where it happened", exc_info=True)
-        result = _failed(name, "bad input", _with_notes(describe_os_error(error), error), BAD_INPUT)
+        return _failed(name, "bad input", _with_notes(describe_os_error(error), error), BAD_INPUT)
     except Exception as error:
         log.exception("This is a bug of ours; please report it with the lines above and below.")
-        result = _failed(name, "internal error", _with_notes("See the traceback.", error), INTERNAL_ERROR)
-    result.setdefault("exit", DONE)
-    if args.json:
-        print(_json_line(result), flush=True)
-    return int(result["exit"])
+        return _failed(name, "internal error", _with_notes("See the traceback.", error), INTERNAL_ERROR)
 
 
 def quiet_libraries() -> None:
@@ -275,8 +295,26 @@ def _stop_writing() -> None:
 
 
 def _start_logging(handler: logging.Handler, level: int) -> None:
-    for package in ("pipeline", "export", "benchmarks"):
+    handler.setLevel(level)
+    for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _logged_to(file: LogFile) -> Iterator[None]:
+    """Write every message to a file too while the block runs; the terminal shows those of its own level."""
+    loggers = [logging.getLogger(package) for package in PACKAGES]
+    levels = [logger.level for logger in loggers]
+    with contextlib.closing(file):
+        for logger in loggers:
+            logger.addHandler(file)
+            logger.setLevel(logging.DEBUG)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.removeHandler(file)
+                logger.setLevel(level)

@@ -21,6 +21,8 @@ def open_runner(
     *,
     exact: bool = False,
     at_once: int = 1,
+    threads: int = 0,
+    spinning: bool = True,
 ) -> Runner:
     """Make the runner of a file; the file is loaded when its with block begins.
 
@@ -31,6 +33,8 @@ def open_runner(
         runtime: options of engines, and the GPU. Defaults to None: `RuntimeOptions()`.
         exact: disable the graph optimizations of ONNX Runtime. Defaults to False.
         at_once: batch size that ONNX Runtime must not split, if it is above 256. Defaults to 1.
+        threads: of ONNX Runtime, see `OnnxRunner`. Defaults to 0.
+        spinning: likewise. Defaults to True.
 
     Raises:
         ProjectError: unknown backend, or an engine with a missing or malformed sidecar.
@@ -49,4 +53,6 @@ def open_runner(
         device=DEVICES[backend],
         gpu=runtime.device,
         max_batch=max(256, at_once),
+        threads=threads,
+        spinning=spinning,
     )

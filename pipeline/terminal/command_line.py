@@ -127,7 +127,7 @@ ALIASES = {
     **dict.fromkeys(("true", "yes", "on"), ("always",)),
     **dict.fromkeys(("false", "no", "off"), ("never", "none")),
 }
-_OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "-o", "--output")
+_OPTIONS_WITH_VALUES = ("-c", "--config", "--set", "--artifacts", "--log-file", "-o", "--output")
 # Patterns of argparse's messages, and the messages in our form; the first match counts.
 _SENTENCES = (
     (r"(Expected .*)", r"\1"),
