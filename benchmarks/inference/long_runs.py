@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.inference.photos import make_small_pictures, write_list
-from benchmarks.inference.process import Look, watch
+from benchmarks.inference.process import Look, watch, without_folders
 from benchmarks.inference.record import LongRun, at_most
 from benchmarks.inference.scenario import infer_words
 from export.errors import ProjectError
@@ -42,7 +42,7 @@ def _run(name: str, context: Context, inputs: int, words: Sequence[str], work: P
         finished = watch([*infer_words(context, output), *words], interval=LOOK_SECONDS)
     except ProjectError as error:
         log.error("%s: %s", name, error)
-        return LongRun(name, model, inputs, error=str(error))
+        return LongRun(name, model, inputs, error=without_folders(str(error)))
     with output.open("rb") as file:
         rows = sum(1 for _ in file) - 1
     parts = quarters(finished.looks, finished.seconds)

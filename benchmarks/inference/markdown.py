@@ -73,7 +73,7 @@ def _comparison(comparison: Comparison) -> tuple[str, ...]:
         "–" if comparison.ratio is None else f"{comparison.ratio:.3f}",
         "–" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}",
         str(comparison.rounds),
-        "–" if comparison.target is None else f">= {comparison.target:g}",
+        "–" if comparison.target is None else f"at least {comparison.target:g}",
         comparison.verdict or "–",
     )
 
@@ -83,7 +83,7 @@ def _limits(limits: Iterable[Limit]) -> str:
         (
             limit.what,
             "–" if limit.measured is None else f"{limit.measured:,.4g} {limit.unit}",
-            f"<= {limit.most:g} {limit.unit}",
+            f"at most {limit.most:g} {limit.unit}",
             f"{limit.verdict} ({limit.why})" if limit.why else limit.verdict,
         )
         for limit in limits

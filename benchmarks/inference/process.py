@@ -100,6 +100,11 @@ def watch(
     return Finished(ends[0] - start, result, peak, tuple(looks), noticed)
 
 
+def without_folders(text: str) -> str:
+    """Return a message without the folders of its paths, which evidence does not name."""
+    return re.sub(r"(?<![\w.])/(?:[^/\s`'\"]+/)+", "", text)
+
+
 def _wait(process: subprocess.Popen[bytes], ends: list[float]) -> None:
     process.wait()
     ends.append(time.perf_counter())

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.inference.process import watch
+from benchmarks.inference.process import watch, without_folders
 from benchmarks.inference.record import (
     COMPUTE,
     DECODE,
@@ -94,7 +94,7 @@ def run_scenario(scenario: Scenario, rounds: int, work: Path) -> Contest:
         finished = watch(commands[name](folder), notice=notice)
         seconds = finished.result.get("seconds")
         peak = None if finished.peak_bytes is None else finished.peak_bytes >> 20
-        turn = Turn(round(finished.seconds, 3), None if seconds is None else round(float(seconds), 3), peak)
+        turn = Turn(round(finished.seconds, 3), None if seconds is None else round(float(seconds), 6), peak)
         if folder == (scenario.one if name == ONE else scenario.photos):
             turns[name].append(turn)
             log.info("  %s: %s: %.2f s with its start", scenario.name, name, turn.wall_seconds)
@@ -104,7 +104,7 @@ def run_scenario(scenario: Scenario, rounds: int, work: Path) -> Contest:
 
     def on_error(name: str, error: Exception) -> None:
         log.error("%s: %s", name, error)
-        failed[name] = str(error)
+        failed[name] = without_folders(str(error))
         del turns[name]
 
     warm = in_turns({name: partial(take, name, scenario.one) for name in commands}, 1, on_error)

@@ -7,9 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras.applications import imagenet_utils
 from PIL import Image
 
 MODES = ("caffe", "tf", "torch")
@@ -24,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preprocessing", choices=MODES, required=True, help="the mode of Keras' preprocess_input")
     parser.add_argument("--output", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(argv)
+    import keras
+    from keras.applications import imagenet_utils
+
     classes = json.loads(args.classes.read_text(encoding="utf-8"))
     model = keras.models.load_model(args.model)
     height, width = model.input_shape[1:3]
