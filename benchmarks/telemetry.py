@@ -32,6 +32,8 @@ PACKAGES = (
     "onnxruntime-gpu",
     "tf2onnx",
     "pillow",
+    "simplejpeg",
+    "pyarrow",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "cuda-bindings",

@@ -1,0 +1,97 @@
+"""The command that measures batch inference: what it refuses at once, and a short run of all of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.inference.command import COMPUTE_BOUND, DECODE_BOUND, LINES, SMALL, main
+from benchmarks.inference.record import COMPUTE, DECODE, ONE, OURS, SCRIPT, TUTORIAL, InferenceReport
+from benchmarks.inference.scenario import refuse_unlike
+from export.errors import ProjectError
+from export.records import read_record
+from pipeline.recipe.load import load_recipe
+from pipeline.workflow.context import Context
+from tests.conftest import Chain
+
+
+def words(chain: Chain, *more: str) -> list[str]:
+    models = ["--large", str(chain.recipe), "--small", str(chain.recipe)]
+    return [*models, "--artifacts", str(chain.artifacts), *more]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "fast"], r"--only: expected compute-bound, .* Received: 'fast'"),
+        (["--output", "x.txt"], r"ends in .json after --output"),
+        (["--rounds", "0"], "whole number from 1 on"),
+        (["--show", "nowhere.json"], "nowhere.json"),
+        (["--artifacts", "nowhere"], "train/model.json"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_photographs_are_asked_for(made_chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(made_chain)) == 2
+    assert "Expected a folder of photographs after --photos; they are no part of this project." in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_recipe_that_the_scripts_do_not_know_is_refused(made_chain: Chain) -> None:
+    context = Context(load_recipe(made_chain.recipe), made_chain.recipe, made_chain.artifacts)
+    refuse_unlike(context, ("stretch",), ("caffe",))
+    with pytest.raises(ProjectError, match=r"data\.resize pad, .* Received: stretch in .*tiny\.yaml"):
+        refuse_unlike(context, ("pad",))
+    with pytest.raises(ProjectError, match=r"preprocessing torch, .* Received: caffe"):
+        refuse_unlike(context, ("stretch",), ("torch",))
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_every_candidate(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, scenarios = tmp_path / "inference.json", [COMPUTE_BOUND, DECODE_BOUND, SMALL]
+    more = ("--photos", str(finished_chain.images), "--quick", "--only", ",".join(scenarios), "--output", str(output))
+    status = main(words(finished_chain, *more, "--json"))
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert json.loads(said.out.splitlines()[-1])["scenarios"] == scenarios
+    report = read_record(InferenceReport, output, remedy="")
+    compute, decode = report.contests
+    assert {one.name for one in compute.candidates} == {OURS, ONE, SCRIPT, TUTORIAL, COMPUTE, DECODE}
+    assert {one.name for one in decode.candidates} == {OURS, ONE, SCRIPT, COMPUTE, DECODE}
+    for contest in report.contests:
+        assert contest.failed == {}
+        for candidate in contest.candidates:
+            assert len(candidate.turns) == 2
+            assert all(turn.wall_seconds > (turn.seconds or 0) for turn in candidate.turns)
+            if candidate.name == SCRIPT:
+                assert candidate.same_answers == contest.images, "the same work"
+        assert {one.verdict for one in contest.comparisons} == {None, "not decided"}, "two rounds decide nothing"
+        assert {one.rounds for one in contest.comparisons if one.startup} == {2}
+    assert compute.limits[0].measured is not None
+    (small,) = report.long_runs
+    assert (small.error, small.rows, small.inputs) == ("", 200, 200)
+    assert len(small.quarters_mib) == 4
+    assert str(tmp_path) not in output.read_text()
+    assert main(["--show", str(output)]) == 0
+    assert capsys.readouterr().out == "\n".join(said.out.splitlines()[:-1]) + "\n"
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_a_list(finished_chain: Chain, tmp_path: Path) -> None:
+    output = tmp_path / "inference.json"
+    assert main(words(finished_chain, "--quick", "--only", LINES, "--output", str(output))) == 0
+    (lines,) = read_record(InferenceReport, output, remedy="").long_runs
+    assert (lines.rows, lines.inputs) == (200, 200)
+    assert [limit.verdict for limit in lines.limits] == ["met"]
