@@ -4,21 +4,21 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from export.errors import ProjectError
 from export.tensorrt.driver import driver_status
-from export.words import count, listed
+from export.words import count
 from pipeline.artifacts.files import recipe_lock
-from pipeline.artifacts.inputs import recipe_changes
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.output import check_output
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE
-from pipeline.artifacts.paths import CARD, KERAS, PARITY, REPORT, Artifacts
+from pipeline.artifacts.paths import CARD, PARITY, REPORT, Artifacts
 from pipeline.artifacts.results import Verified
 from pipeline.cli import options as cli
+from pipeline.cli.infer_options import refuse_without_images
 from pipeline.cli.status import (
     refuse_in_advance,
     refuse_stale_artifacts,
@@ -37,8 +37,6 @@ from pipeline.workflow.context import Context
 from pipeline.workflow.stage import Outcome, execute, reasons_to_run
 
 log = logging.getLogger(__name__)
-
-LOGGED_IMAGES = 10  # infer logs each prediction for up to this many images, and at most this many failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +70,8 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         return unpack(args.archive, args.artifacts, force=args.force)
     context = cli.make_context(args)
     _warn_of_overrides_given_twice(args.overrides)
-    if args.command == "infer" and args.images and (args.explain or args.force):
+    names_images = args.command == "infer" and (args.inputs or args.lists)
+    if names_images and (args.explain or args.force):
         raise ProjectError(
             "Expected --explain and --force without images: they concern the stage. Received: both. Leave one out."
         )
@@ -94,12 +93,12 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
             context.card()  # a recipe that contradicts the model is the cause of stale results, so it is named first
         refuse_stale_artifacts(context)
         return bundle(context, output)
-    if args.command == "infer" and args.images:
-        return _infer_images(args, context)
+    if names_images:
+        from pipeline.cli.infer import infer_images
+
+        return infer_images(args, context)
     if args.command == "infer":
-        options = [args.output, args.top_k, args.batch_size, args.allow_unverified or None]
-        if any(option is not None for option in options) or {args.backend, args.precision} != {"auto"}:
-            raise ProjectError("Expected images to classify with these options. Received: none. Name files or folders.")
+        refuse_without_images(args)
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -227,71 +226,6 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         **{"recipe": context.recipe.name, "stages": results, "exit": status},
         **({"verdict": verdict} if verdict else {}),
     }
-
-
-def _infer_images(args: argparse.Namespace, context: Context) -> dict[str, object]:
-    from pipeline.serving.classify import classify, find_images, row_columns, write_rows
-
-    settings = context.recipe.infer
-    batch_size = settings.batch_size if args.batch_size is None else args.batch_size
-    top_k = settings.top_k if args.top_k is None else args.top_k
-    if batch_size < 1 or top_k < 1:
-        raise ProjectError(f"Expected --batch-size and --top-k of at least 1. Received: {batch_size} and {top_k}.")
-    output = args.output or Path("predictions.csv")
-    check_output(output, "-o", "predictions.csv", (".csv", ".jsonl"))
-    card = context.card()
-    if changes := recipe_changes(read_manifest(context.folder("train")), context.recipe):
-        log.warning(
-            "the model predicts as it was trained; the recipe has changed since: %s", listed(changes, separator="; ")
-        )
-    paths = find_images(args.images)
-    with context.invocation.completing_errors():
-        choice = select_model(
-            Artifacts(context.root),
-            context.settings,
-            args.backend,
-            args.precision,
-            args.allow_unverified,
-            min(batch_size, len(paths)),
-        )
-    if not (context.root / KERAS).is_file():
-        log.info("%s is not here; %s classifies, which was compared with it when verified", KERAS, choice.name)
-    with choice.open() as runner:
-        rows = _logged(classify(paths, runner, card, batch_size, top_k), all_of_them=len(paths) <= LOGGED_IMAGES)
-        counts = write_rows(rows, len(paths), row_columns(min(top_k, len(card.classes))), output)
-    by = f", classified by {choice.name} ({choice.backend}, verdict: {choice.verdict})"
-    log.info(
-        "%s: %s, %s of them failed%s",
-        *(output, count(counts["images"], "image"), f"{counts['failed']:,}"),
-        by if counts["failed"] < counts["images"] else "",
-    )
-    return counts | {
-        "output": str(output),
-        "model": choice.name,
-        "verdict": choice.verdict,
-        "exit": cli.SOME_FAILED if counts["failed"] else cli.DONE,
-    }
-
-
-def _logged(rows: Iterable[dict[str, Any]], all_of_them: bool) -> Iterator[dict[str, Any]]:
-    """Pass the rows on, and log the first that failed with the reason; the predictions too if ``all_of_them``.
-
-    A user who names a single photo wants to read its class at once, or why it has none.
-    """
-    failed = 0
-    for row in rows:
-        if row["status"] != "ok":
-            failed += 1
-            if failed <= LOGGED_IMAGES:
-                log.error("%s: %s", row["path"], row["error"])
-        elif all_of_them:
-            log.info("%s: %s (%.1f %%)", row["path"], row["class"], 100 * row["probability"])
-        yield row
-    if failed > LOGGED_IMAGES:
-        log.error(
-            "%s; the output has the reasons",
-            count(failed - LOGGED_IMAGES, "more image failed", "more images failed"),
-        )
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from export.errors import ProjectError
 from export.tensorrt.sidecar import PRECISIONS
 from pipeline.artifacts.output import check_folder, check_output
-from pipeline.inference.request import FORMATS, Format, Request
+from pipeline.inference.output.spec import ENDINGS, Format, format_of
+from pipeline.inference.request import Request
 from pipeline.recipe.schema import Infer
 from pipeline.serving.candidates import BACKENDS
 from pipeline.terminal.command_line import Parser
@@ -43,7 +44,7 @@ def add_infer_options(parser: Parser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help=f"{', '.join(FORMATS.values())} or {STANDARD_OUTPUT} for standard output; default: {DEFAULT_OUTPUT}",
+        help=f"{', '.join(ENDINGS)} or {STANDARD_OUTPUT} for standard output; default: {DEFAULT_OUTPUT}",
     )
     rows.add_argument(
         "--format",
@@ -92,6 +93,20 @@ def add_infer_options(parser: Parser) -> None:
         "--gpus", metavar="LIST", help="all, or indices as 0,1: a process on each; default: runtime.device"
     )
     how.add_argument("--restart", action="store_true", help="begin again where an earlier run was stopped")
+
+
+def refuse_without_images(args: argparse.Namespace) -> None:
+    """Refuse the options that concern named images where none are named: the stage takes a sample as the recipe says.
+
+    Raises:
+        ProjectError: one of them is given.
+    """
+    defaults = Parser()
+    add_infer_options(defaults)
+    given = [name for name in vars(defaults.parse_args([])) if getattr(args, name) != defaults.get_default(name)]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise ProjectError(f"Expected images to classify with {option}. Received: none. Name files, folders or a list.")
 
 
 def make_request(args: argparse.Namespace, settings: Infer) -> Request:
@@ -153,8 +168,8 @@ def _output(args: argparse.Namespace) -> tuple[Path | None, Format]:
                 f"{args.output or DEFAULT_OUTPUT}."
             )
         output = Path(args.output or DEFAULT_OUTPUT)
-        check_output(output, "-o", DEFAULT_OUTPUT, tuple(FORMATS.values()))
-        return output, next(form for form, ending in FORMATS.items() if output.suffix.lower() == ending)
+        check_output(output, "-o", DEFAULT_OUTPUT, tuple(ENDINGS))
+        return output, format_of(output)
     for option, value in (("--embeddings", args.embeddings), ("--sort-into", args.sort_into), ("--gpus", args.gpus)):
         if value is not None:
             raise ProjectError(

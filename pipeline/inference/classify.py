@@ -9,7 +9,7 @@ resumed run gives those of an uninterrupted one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ def batch_size_of(runner: Runner, settings: Settings) -> int:
 
 def classify(
     items: Iterable[Item], reader: ItemReader, runner: Runner, card: ModelCard, settings: Settings, pace: Pace
-) -> Iterator[Rows]:
+) -> Generator[Rows]:
     """Yield the rows of each batch, in the items' order.
 
     Close the generator to end early; it then waits for the images and the batch in work.

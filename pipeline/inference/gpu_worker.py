@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from export.errors import OutOfMemoryError, ProjectError, RunnerError, notes
 from pipeline.inference.classify import Settings, classify
@@ -39,11 +39,19 @@ class Shard(Protocol):
         """Number of the row after its last one."""
 
 
+class Claimed(Protocol):
+    """A shard that this process writes."""
+
+    @property
+    def next(self) -> int:
+        """Number of the first row that is to do, the first one of a batch."""
+
+
 class ShardWriter(Protocol):
     """Writes rows of the shards that it has claimed. One thread calls `claim` while another one calls `write`."""
 
-    def claim(self, shard: Any) -> int:
-        """Take a shard for this process and return the first row that is to do, the first one of a batch."""
+    def claim(self, number: int) -> Claimed:
+        """Take a shard for this process."""
 
     def write(self, rows: Rows) -> object:
         """Write the rows of one batch of a claimed shard."""
@@ -119,7 +127,7 @@ class _Parent:
         """Yield the items of a shard and of those that follow, as long as there are any."""
         shard: Shard | None = first
         while shard is not None:
-            yield from work.items(work.writer.claim(shard), shard.stop)
+            yield from work.items(work.writer.claim(shard.number).next, shard.stop)
             self.send(Next())
             shard = self.receive()
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
 
-Format = Literal["csv", "jsonl", "parquet"]
-FORMATS: Final[Mapping[Format, str]] = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet"}  # and their endings
+from pipeline.inference.output.spec import Format
 
 
 @dataclass(frozen=True)

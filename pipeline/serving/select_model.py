@@ -94,8 +94,8 @@ class Selection:
         """Return its default rank, smallest first: see `pipeline.serving.candidates.default_rank`."""
         return default_rank(self.backend, self.precision, self.profile, batch_size)
 
-    def open(self) -> Runner:
-        """Open its runner; log where it serves because it is faster, or although it did not pass."""
+    def announce(self) -> None:
+        """Log where it serves because it is faster, or although it did not pass."""
         if self.won is not None:
             log.info(
                 "%s serves: measured %s as fast as %s at batch %s on this GPU",
@@ -104,6 +104,10 @@ class Selection:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
+
+    def open(self) -> Runner:
+        """Announce it and open its runner."""
+        self.announce()
         return open_runner(self.path, self.backend, self.precision, self.runtime)
 
 

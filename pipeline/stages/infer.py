@@ -21,21 +21,27 @@ from pipeline.workflow.stage import Stage
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Inferred:
     """Classify the recipe's sample of test images: ``predictions.csv``, and the images where they were arrays."""
-    from pipeline.serving.classify import classify, row_columns, write_rows
+    from pipeline.inference.classify import Settings, classify
+    from pipeline.inference.inputs.reader import PathReader
+    from pipeline.inference.items import Item
+    from pipeline.inference.output.spec import OutputSpec
+    from pipeline.inference.output.stream import StreamWriter
+    from pipeline.inference.pace import Pace
     from pipeline.serving.select_model import select_model
 
     section, card = settings.infer, read_card(inputs.path(CARD))
     paths = sample_images(inputs.images, section.samples, out / "images")
+    items = [Item(row, _relative(path, out), "file", str(path)) for row, path in enumerate(paths)]
     choice = select_model(inputs, settings, batch_size=min(section.batch_size, max(len(paths), 1)))
-    with choice.open() as runner:
-        rows = (
-            {**row, "path": _relative(Path(row["path"]), out)}
-            for row in classify(paths, runner, card, section.batch_size, section.top_k)
-        )
-        columns = row_columns(min(section.top_k, len(card.classes)))
-        counts = write_rows(rows, len(paths), columns, out / "predictions.csv", keep=False)
+    how = Settings(section.batch_size, section.top_k, decode_threads=section.decode_threads)
+    with choice.open() as runner, (out / "predictions.csv").open("wb") as file:
+        writer = StreamWriter(file, OutputSpec("csv", min(section.top_k, len(card.classes))))
+        for rows in classify(items, PathReader(), runner, card, how, Pace()):
+            writer.write(rows)
+    counts = writer.counts()
+    failed = writer.done - counts.get("ok", 0)
     won = (choice.won.pair.second, choice.won.batch) if choice.won else ()
-    return Inferred(counts["images"], counts["failed"], choice.name, choice.backend, choice.precision, *won)
+    return Inferred(writer.done, failed, choice.name, choice.backend, choice.precision, *won)
 
 
 def sample_images(images: ImageSet, number: int, folder: Path) -> list[Path]:

@@ -18,6 +18,14 @@ from pipeline.inference.items import Item
 MOST_OPEN = 8  # archives; threads that are at different places need two or three
 
 
+class PathReader:
+    """An `ItemReader` of items that are files."""
+
+    def content(self, item: Item, largest: int) -> Path | bytes:
+        """Return the path; decoding looks at the size."""
+        return Path(item.place)
+
+
 class _OpenArchive:
     """An archive that is open while somebody reads it, and a while longer."""
 

@@ -50,11 +50,10 @@ class RunRecord:
         return Layout(folder, self.token, self.total, self.shard_rows, suffix, self.has_embeddings)
 
     def decides(self) -> dict[str, Value]:
-        """Return all that decides the rows and how they are kept, in words."""
+        """Return all that decides the rows, in words; a run that is continued keeps the size of its shards."""
         return {
             **self.identity,
             "number of images": self.total,
-            "rows of a shard": self.shard_rows,
             "format": self.format,
             "classes of a row": self.top_k,
             "csv-safe": self.csv_safe,

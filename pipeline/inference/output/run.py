@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -122,6 +122,15 @@ class RunFolder:
         else:
             self._begin_anew(record, former)
 
+    def former_identity(self) -> Mapping[str, Value]:
+        """Return the identity of the run that was stopped; empty where there was none.
+
+        Raises:
+            ProjectError: Its record cannot be read.
+        """
+        former = read_run(self.path)
+        return {} if former is None else former.identity
+
     @property
     def done(self) -> int:
         """How many rows are on the disk, those of processes that write beside this one included."""
@@ -145,8 +154,14 @@ class RunFolder:
             total.update(dict(zip(STATUSES, layout.last_mark(number).counts)))
         return {status: total[status] for status in STATUSES if total[status]}
 
-    def finish(self) -> None:
+    def finish(self, then: Callable[[], object] | None = None) -> dict[str, int]:
         """Join the shards to the final files and remove the folder.
+
+        Args:
+            then: called when the final files are there; the folder stays until it has returned. Defaults to None.
+
+        Returns:
+            dict[str, int]: how many rows have each status, see `counts`.
 
         Raises:
             ProjectError: A shard changed on the disk; its rows are dropped, and the same command does them anew.
@@ -161,6 +176,7 @@ class RunFolder:
                 if shard.next < shard.stop:
                     raise ValueError(f"Expected all rows. Received: none from row {shard.next} on.")
         self._writer.close()
+        counts = self.counts()
         try:
             join(layout, self._spec, self.output)
         except DamagedShardError as error:
@@ -171,10 +187,13 @@ class RunFolder:
                 "Received: others; the disk or somebody changed them. They are dropped: run the same command again, "
                 "which does them anew."
             ) from None
+        if then is not None:
+            then()
         try:
             self._remove()
         except OSError as error:
             log.warning("%s is complete; remove %s, which could not be: %s", self.output, self.path, error)
+        return counts
 
     def __enter__(self) -> RunFolder:
         return self
