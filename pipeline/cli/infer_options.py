@@ -103,7 +103,7 @@ def refuse_without_images(args: argparse.Namespace) -> None:
     """
     defaults = Parser()
     add_infer_options(defaults)
-    given = [name for name in vars(defaults.parse_args([])) if getattr(args, name) != defaults.get_default(name)]
+    given = [name for name, value in vars(defaults.parse_args([])).items() if getattr(args, name) != value]
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise ProjectError(f"Expected images to classify with {option}. Received: none. Name files, folders or a list.")
