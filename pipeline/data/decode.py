@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from export.errors import ImageError
 from pipeline.data.formats import MAX_PIXELS, check_format, open_image, pixels_to_decode
 from pipeline.data.image_files import LARGEST_FILE, Budget, as_image_error, check_bytes, image_file, open_image_file
-from pipeline.data.jpeg import FORMATS, read_jpeg
+from pipeline.data.jpeg import FORMATS, read_jpeg, why_unsupported
 from pipeline.data.resize import SCRATCH, Resize, Turned, resize_image
 
 STRIP = 2**20  # pixels that are converted at once where the conversion needs several copies
@@ -129,7 +129,12 @@ def _jpeg(
     upside_down = turn == 4 or (by_columns and turn in (6, 7))
     stored, damage = read_jpeg(data, image, keep_damaged=keep_damaged, upside_down=upside_down)
     if stored is None:
-        return _by_pillow(image), damage
+        try:
+            return _by_pillow(image), damage
+        except OSError:
+            if why := why_unsupported(data):
+                raise ImageError(why[0], "unsupported", why[1]) from None
+            raise
     stored = _flat(stored)
     if by_columns:
         return Turned(stored, flipped=turn in (7, 8)), damage

@@ -21,6 +21,8 @@ SIZED = frozenset({"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO
 
 _HEAD = 2**20  # bytes in which a JPEG's frame header is looked for; colour profiles and previews come before it
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # of a TIFF
+_AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _AS_8_OR_16_BIT = "save it as 8 or 16 bit"
 _heif = threading.Lock()
@@ -38,21 +40,30 @@ def open_image(file: BinaryIO) -> Image.Image:
     """
     head = file.read(12)
     file.seek(0)
-    is_heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF
-    if is_heif:
+    kind = _begins_as(head)
+    if kind == "HEIC":
         _take_heif()
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
         file.seek(0)
-        reason, size = _why_unidentified(file, head, is_heif)
-        if not reason:
-            raise
-        raise ImageError(reason, "unsupported", size) from None
+        _explain(file, kind)
+        raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{error}".split(", could be")[0], "too_large") from None
+        size = _size_in(error)
+        stated = f"{size[0]}x{size[1]} pixels" if size else "pixels in its header"
+        raise ImageError(f"{stated}, more than {MAX_PIXELS:,} allowed", "too_large", size) from None
     check_format(image)
     return image
+
+
+def _size_in(error: Image.DecompressionBombError) -> tuple[int, int] | None:
+    """The size that Pillow refused: its error does not hold it, the function that raised it does."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    size = place.tb_frame.f_locals.get("size") if place else None
+    return size if isinstance(size, tuple) and len(size) == 2 else None
 
 
 def _take_heif() -> None:
@@ -65,19 +76,43 @@ def _take_heif() -> None:
             pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def _why_unidentified(file: BinaryIO, head: bytes, is_heif: bool) -> tuple[str, tuple[int, int] | None]:
-    """Why an image that Pillow does not identify is one nevertheless, and its size; "" where it is none."""
-    if is_heif and importlib.util.find_spec("pillow_heif") is None:
-        return "HEIC, which is decoded where pillow-heif is installed: pip install pillow-heif", None
-    if head.startswith(b"\xff\xd8\xff"):
-        return why_unsupported(file.read(_HEAD)) or ("", None)
-    if head.startswith(_TIFF):
+def _begins_as(head: bytes) -> str:
+    """The format whose signature a file begins with; "" for none of the usual ones."""
+    brand = head[8:12] if head[4:8] == b"ftyp" else b""
+    signs = {
+        "JPEG": head.startswith(b"\xff\xd8\xff"),
+        "PNG": head.startswith(b"\x89PNG\r\n\x1a\n"),
+        "GIF": head.startswith((b"GIF87a", b"GIF89a")),
+        "TIFF": head.startswith(_TIFF),
+        "WebP": head.startswith(b"RIFF") and head[8:12] == b"WEBP",
+        "AVIF": brand in _AVIF,
+        "HEIC": brand in _HEIF,
+        "JPEG 2000": head.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")),
+    }
+    return next((name for name, fits in signs.items() if fits), "")
+
+
+def _explain(file: BinaryIO, kind: str) -> None:
+    """Say why a file that begins as an image is not identified.
+
+    Raises:
+        ImageError: it is of a kind that is not decoded, or its header is damaged.
+    """
+    if kind == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
+        raise ImageError(
+            "HEIC, which is decoded where pillow-heif is installed: pip install pillow-heif", "unsupported"
+        )
+    if kind == "JPEG" and (why := why_unsupported(file.read(_HEAD))):
+        raise ImageError(why[0], "unsupported", why[1])
+    if kind == "TIFF":
         try:
             TiffImageFile(file)
-        except Exception as error:  # whatever it raises on damaged files, it is no such reason
+        except Exception as error:  # whatever else it raises on damaged files
             if "unknown pixel mode" in str(error):
-                return f"a TIFF of values that are not decoded, such as float; {_AS_8_OR_16_BIT}", None
-    return "", None
+                reason = f"a TIFF of values that are not decoded, such as float; {_AS_8_OR_16_BIT}"
+                raise ImageError(reason, "unsupported") from None
+    if kind:
+        raise ImageError(f"it begins as {kind}, and the rest of its header is damaged or missing", "damaged")
 
 
 def check_format(image: Image.Image) -> None:
@@ -106,13 +141,15 @@ def _why_not(image: Image.Image) -> str:
     if image.mode == "F":
         return f"float values, whose range is unknown; {_AS_8_OR_16_BIT}"
     if image.mode == "I" and image.format != "PPM":  # a PPM's header states its largest value
-        return f"32-bit or signed values, whose range is unknown; {_AS_8_OR_16_BIT}"
+        return f"32-bit or signed 16-bit values, whose range is unknown; {_AS_8_OR_16_BIT}"
     if image.mode == "LAB":
         return "CIELAB colours; save it as RGB"
-    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
-        bits = image.tag_v2.get(BITSPERSAMPLE, (16,))
-        if tuple(bits) != (16,):
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(BITSPERSAMPLE, (1,))
+        if image.mode.startswith("I;16") and tuple(bits) != (16,):
             return f"values of {bits[0]} bits; {_AS_8_OR_16_BIT}"
+        if _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+            return f"signed values, whose range is unknown; {_AS_8_OR_16_BIT}"
     return ""
 
 

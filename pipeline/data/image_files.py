@@ -161,9 +161,13 @@ def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError("more than fits into the memory that is left", "too_large") from error
     except OSError as error:
-        raise ImageError(error.strerror or str(error) or "not readable", _status(error)) from error
+        raise ImageError(error.strerror or _in_a_line(error) or "not readable", _status(error)) from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise ImageError(f"{type(error).__name__}: {_in_a_line(error)}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _status(error: OSError) -> ImageStatus:

@@ -11,6 +11,7 @@ import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,11 @@ def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+    | ({".heic", ".heif"} if find_spec("pillow_heif") else set())  # an optional package
+)
 CHOOSE = "CHOOSE"  # placeholder that `inspect` writes into a recipe for what the model's file does not tell
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

@@ -135,12 +135,12 @@ def test_values_of_another_form(tmp_path: Path, override: str, advice: str) -> N
 def test_files_that_are_not_taken_are_counted_by_their_ending(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         pictures(tmp_path / name)
-    for name in ("cat/a.heic", "cat/b.HEIC", "dog/c.heic", "notes.txt", "cat/README", ".DS_Store", "dog/Thumbs.db"):
+    for name in ("cat/a.dng", "cat/b.DNG", "dog/c.dng", "notes.txt", "cat/README", ".DS_Store", "dog/Thumbs.db"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "loose.png").write_bytes((next((tmp_path / "cat").glob("*.png"))).read_bytes())
     images = load_image_set(Data(path=str(tmp_path)))
     (said,) = [line for _, line in images.log_lines(finished=False) if "left out" in line]
-    assert said == "left out: 3 .heic, 1 .txt, 1 file without an ending, 1 image in no class folder"
+    assert said == "left out: 3 .dng, 1 .txt, 1 file without an ending, 1 image in no class folder"
 
 
 def test_what_another_system_leaves_beside_images_is_none(tmp_path: Path) -> None:

@@ -60,13 +60,13 @@ def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.Log
 
 
 def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    for name in ("IMG_1.HEIC", "notes.txt", ".DS_Store", "Thumbs.db"):
+    for name in ("IMG_1.DNG", "notes.txt", ".DS_Store", "Thumbs.db"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(DataError, match=r"none in .*, but 1 \.heic, 1 \.txt\. Convert those that are images\."):
+    with pytest.raises(DataError, match=r"none in .*, but 1 \.dng, 1 \.txt\. Convert those that are images\."):
         find_images([tmp_path])
     image = sound(tmp_path / "sound.png")
     assert find_images([tmp_path]) == [image]
-    assert f"left out below {tmp_path}: 1 .heic, 1 .txt" in caplog.text
+    assert f"left out below {tmp_path}: 1 .dng, 1 .txt" in caplog.text
 
 
 def test_a_path_that_is_named_twice_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,7 +252,7 @@ def test_what_every_stage_would_say_is_said_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     (photos / "a" / "copy.jpg").write_bytes((photos / "a" / "1.jpg").read_bytes())
-    (photos / "a" / "x.heic").write_bytes(b"x")
+    (photos / "a" / "x.dng").write_bytes(b"x")
     (photos / "a" / "empty.jpg").write_bytes(b"")
     chain = Chain(photos, max_bad_images=1)
     context = chain.context()
@@ -261,7 +261,7 @@ def test_what_every_stage_would_say_is_said_once(
         context.split(split, {})
     said = [record.getMessage() for record in caplog.records]
     assert sum("left out 1 copy of pictures" in line for line in said) == 1
-    assert sum("left out: 1 .heic" in line for line in said) == 1
+    assert sum("left out: 1 .dng" in line for line in said) == 1
     assert sum("left out 1 unreadable image:\n  a/empty.jpg: the file is empty" in line for line in said) == 1
     assert sum(line.startswith("80 images: ") for line in said) == 1
     caplog.clear()
