@@ -40,10 +40,13 @@ def test_a_file_stands_before_or_behind_a_folder_by_its_name() -> None:
     assert paths("p") == ["p/a/2.JPG", "p/b/1.jpg", "p/b-1.png", "p/b.jpg", "p/c/d/3.tiff"]
 
 
-def test_thousands_of_nested_folders() -> None:
-    with nested("p", sys.getrecursionlimit() + 100) as inner:
+def test_more_nested_folders_than_python_has_frames() -> None:
+    depth = sys.getrecursionlimit() + 20
+    with nested("p", depth) as inner:
         Path(inner, "x.jpg").touch()
-        assert paths("p") == [f"{inner}/x.jpg"]
+        assert paths("p") == paths("/".join("*" * (depth + 2))) == [f"{inner}/x.jpg"]
+        with pytest.raises(DataError, match="matches nothing"):
+            plan("/".join("*" * (depth + 3)))
 
 
 def test_a_folder_whose_path_is_too_long_is_an_item() -> None:
