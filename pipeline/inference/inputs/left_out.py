@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from export.words import count
-from pipeline.data.folders import IGNORED_NAMES, NO_ENDING, kinds_in_words
+from pipeline.data.folders import IGNORED_NAMES, NO_ENDING, PLURALS
 
 READ_WHERE_NAMED = (".tar", ".parquet")  # found below a folder they are counted, not opened
+NO_PATH = "row without a path"  # of a table
+_PLURALS = {**PLURALS, NO_PATH: "rows without a path"}
 OTHER_ENDINGS = ".(other)"
 MOST_ENDINGS = 1_000  # names such as core.12345 may each have an ending of their own
 LONGEST_ENDING = 20  # characters
 SHOWN = 3
+
+
+def in_words(numbers: Mapping[str, int]) -> str:
+    """Return numbers by ending for a sentence: "3 .heic, 1 file without an ending"."""
+    return ", ".join(count(number, kind, _PLURALS.get(kind, kind)) for kind, number in numbers.items())
+
+
+def by_number(numbers: Counter[str]) -> dict[str, int]:
+    """Return numbers by ending, the largest first."""
+    return dict(sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 @dataclass
@@ -58,21 +71,17 @@ class LeftOut:
         """
         if name.startswith((".", "__MACOSX")) or name.lower() in IGNORED_NAMES:
             return
-        if len(ending) > LONGEST_ENDING or (ending not in self.endings and len(self.endings) >= MOST_ENDINGS):
+        known = len(self.endings) - (OTHER_ENDINGS in self.endings)
+        if len(ending) > LONGEST_ENDING or (ending not in self.endings and known >= MOST_ENDINGS):
             ending = OTHER_ENDINGS
         self.endings[ending or NO_ENDING] += 1
         if folder is not None and ending in READ_WHERE_NAMED:
             self.archives.setdefault(ending, folder)
 
-    @property
-    def kinds(self) -> dict[str, int]:
-        """The numbers by ending, the largest first."""
-        return dict(sorted(self.endings.items(), key=lambda pair: (-pair[1], pair[0])))
-
     def lines(self) -> list[str]:
         """Return the messages: "left out below photos: 3 .heic, 1 file without an ending"."""
-        lines = [f"left out {self.where}: {kinds_in_words(self.kinds)}"] if self.endings else []
-        for ending, folder in self.archives.items():
+        lines = [f"left out {self.where}: {in_words(by_number(self.endings))}"] if self.endings else []
+        for ending, folder in sorted(self.archives.items()):
             pattern = shlex.quote(f"{folder}/*{ending}")
             lines.append(f"{ending} files are read where they are named, not {self.where}: name {pattern}")
         for some, nouns in (

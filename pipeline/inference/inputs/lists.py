@@ -12,7 +12,7 @@ from typing import BinaryIO, TextIO
 from export.errors import DataError
 from export.words import count, listed
 from pipeline.inference.inputs.found import Found, problem
-from pipeline.inference.inputs.left_out import LeftOut
+from pipeline.inference.inputs.left_out import NO_PATH, LeftOut
 
 LONGEST_PATH = 4096  # bytes; Linux opens none that is longer
 BLOCK = 2**16
@@ -20,7 +20,6 @@ LONGEST_ROW = 2**20  # characters of a line of a table
 COLUMNS = ("path", "file", "filename", "image", "file_name", "image_path")
 UTF_8 = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-NO_PATH, NO_PATHS = "row without a path", "rows without a path"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 

@@ -14,10 +14,9 @@ from typing import Any, BinaryIO
 
 from export.errors import DataError
 from export.words import count, listed
-from pipeline.data.folders import kinds_in_words
 from pipeline.data.image_files import LARGEST_FILE
 from pipeline.inference.inputs.found import BESIDE_PLAN, Found, found_file, problem, system_problem
-from pipeline.inference.inputs.left_out import READ_WHERE_NAMED, LeftOut, Some
+from pipeline.inference.inputs.left_out import READ_WHERE_NAMED, LeftOut, Some, by_number, in_words
 from pipeline.inference.inputs.lists import URL, paths_in_table, paths_in_text
 from pipeline.inference.inputs.missing import none_exists, why_missing
 from pipeline.inference.inputs.parquet import images_in_parquet
@@ -116,7 +115,7 @@ class _Listing:
         for one in all_left_out:
             total.update(one.endings)
         return {
-            "left_out": dict(total.most_common()),
+            "left_out": by_number(total),
             "links": sum(one.links.number for one in all_left_out),
             "notes": [line for one in all_left_out for line in one.lines()],
             "archives": {place: astuple(archive) for place, archive in self._archives.items()},
@@ -128,7 +127,7 @@ class _Listing:
         there = [path for path in inputs if path not in absent]
         if not there:
             return none_exists(self.missing)
-        others = kinds_in_words(self.facts()["left_out"])
+        others = in_words(self.facts()["left_out"])
         advice = "Convert those that are images"
         for ending, folder in itertools.chain.from_iterable(one.archives.items() for one in self._left_out):
             advice = f"Name those whose images are to be read: {shlex.quote(f'{folder}/*{ending}')}"

@@ -98,7 +98,9 @@ class Plan:
             DataError: the file was cut or removed since it was opened.
         """
         stop = self._count if stop is None else min(stop, self._count)
-        if start < 0 or start >= stop:
+        if start < 0:
+            raise ValueError(f"a first row of {start}")
+        if start >= stop:
             return
         try:
             with self.file.open("rb", buffering=BLOCK // 4) as file:
