@@ -24,9 +24,12 @@ def folder_names(classes: Sequence[str]) -> dict[str, str]:
     names = {}
     for name in classes:
         folder = _REFUSED.sub("_", name)
-        is_kept = folder == name and name and not name.startswith(".") and len(_bytes(name)) <= _LONGEST
-        if not is_kept or _same(folder) in taken:
-            folder = shortened(folder.lstrip(".") or "class", "", short_hash(name))
+        is_kept = folder == name != "" and not name.startswith(".") and len(_bytes(name)) <= _LONGEST
+        stem = folder.lstrip(".") or "class"
+        for digits in (8, 64):  # somebody may have a class of the shorter name
+            if is_kept and _same(folder) not in taken:
+                break
+            folder, is_kept = shortened(stem, "", short_hash(name, digits)), True
         taken.add(_same(folder))
         names[name] = folder
     return names
