@@ -177,10 +177,10 @@ def test_gpus_are_named(text: str, devices: int, gpus: tuple[int, ...]) -> None:
         ("all", 0, "Expected GPUs for --gpus all. Received: a machine without any. Leave the option out."),
         ("0,2,7", 2, "Expected --gpus with GPUs of this machine. Received: 2, 7; this machine has 2 GPUs: 0, 1."),
         ("0,0", 2, "Expected --gpus with each GPU once. Received: '0,0'."),
-        ("-1", 1, "Expected --gpus \"all\", or numbers as in \"0,1\". Received: '-1'; this machine has 1 GPU: 0."),
-        ("", 1, "Expected --gpus \"all\", or numbers as in \"0,1\". Received: ''; this machine has 1 GPU: 0."),
-        ("0;1", 2, "Expected --gpus \"all\", or numbers as in \"0,1\". Received: '0;1'; this machine has 2 GPUs: 0, 1."),
-        ("²", 3, "Expected --gpus \"all\", or numbers as in \"0,1\". Received: '²'; this machine has 3 GPUs: 0, 1, 2."),
+        ("-1", 1, 'Expected --gpus "all", or numbers as in "0,1". Received: \'-1\'; this machine has 1 GPU: 0.'),
+        ("", 1, 'Expected --gpus "all", or numbers as in "0,1". Received: \'\'; this machine has 1 GPU: 0.'),
+        ("0;1", 2, 'Expected --gpus "all", or numbers as in "0,1". Received: \'0;1\'; this machine has 2 GPUs: 0, 1.'),
+        ("²", 3, 'Expected --gpus "all", or numbers as in "0,1". Received: \'²\'; this machine has 3 GPUs: 0, 1, 2.'),
     ],
 )
 def test_gpus_that_are_not_there_are_named(text: str, devices: int, said: str) -> None:
