@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,11 @@ class LogFile(logging.FileHandler):
         """Append a message."""
         if not self._full:
             super().emit(record)
+
+    def close(self) -> None:
+        """Close the file. What it did not take was told when it was written."""
+        with contextlib.suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         """Give the file up."""
