@@ -51,6 +51,8 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
         return choice
 
     result: Inference = infer(request, context.root / CARD, card, select, quiet=args.quiet)
+    if result.images > _FEW and result.continued < result.images:
+        log.info("%s images/s, %s", f"{result.pace['images_per_second']:,.0f}", result.sentence)
     output = "standard output" if request.output is None else str(request.output)
     failures = {status: number for status, number in result.statuses.items() if status != "ok"}
     kinds = f" ({', '.join(f'{number:,} {status}' for status, number in failures.items())})" if failures else ""
@@ -65,8 +67,6 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
         log.info("%s: %s%s", args.sort_into, count(links.links, "link"), unsure)
         if links.too_long:
             log.warning("%s without a link: the path is too long for one", count(links.too_long, "image"))
-    if result.images > _FEW and result.continued < result.images:
-        log.info("%s images/s, %s", f"{result.pace['images_per_second']:,.0f}", result.sentence)
     return {
         "images": result.images,
         "failed": result.failed,

@@ -31,7 +31,7 @@ class RowLog:
             if row.status != OK:
                 self._failed += 1
                 if self._failed <= SHOWN:
-                    log.error("%s: %s: %s", row.path, row.status, row.error)
+                    log.error("%s: %s (%s)", row.path, row.error, row.status)
             if self._shows_all and row.classes:
                 log.info("%s: %s (%.1f %%)", row.path, row.classes[0], 100 * row.probabilities[0])
             elif self._shows_all and row.status == OK:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pipeline.serving.classify import classify, find_images
 
 from export.errors import DataError, ImageError
 from pipeline.data.dataset import load_image_set
 from pipeline.data.decode import load_image
 from pipeline.data.image_files import LARGEST_FILE, hash_image_file, image_file
 from pipeline.recipe.schema import Data
-from pipeline.serving.classify import classify, find_images
 from tests.bounded import attempts
 from tests.pipeline.serving.test_classify import CARD, Runner
 

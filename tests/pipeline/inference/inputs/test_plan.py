@@ -124,7 +124,9 @@ def test_a_changed_byte_is_found(place: int) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"^Expected the whole list of inputs in \.run/plan\. Received: one that cannot be"):
+    with pytest.raises(
+        DataError, match=r"^Expected the whole list of inputs in \.run/plan\. Received: one that cannot be"
+    ):
         read_plan(file)
 
 
