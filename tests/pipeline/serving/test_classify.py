@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.errors import ModelError
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.model_card import ModelCard
@@ -101,7 +101,7 @@ def test_more_classes_than_there_are(tmp_path: Path) -> None:
 def test_a_model_of_another_number_of_classes_answers_nothing(tmp_path: Path) -> None:
     runner = Runner()
     runner.classes = 4  # type: ignore[misc]
-    with pytest.raises(ModelError, match="Expected 4 class names"):
+    with pytest.raises(ProjectError, match="Expected 4 class names"):
         next(iter(classify(files(tmp_path, [2]), runner, CARD, 1, 1)))
     assert runner.batches == []
 
