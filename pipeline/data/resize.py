@@ -10,7 +10,7 @@ from PIL import Image
 
 Resize = Literal["stretch", "crop", "imagenet", "pad"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-SCRATCH = 2**24  # pixels that a resize may hold between its two passes
+SCRATCH = 2**24  # pixels that a `Turned` picture may hold between its two passes
 MOST_WHOLE = 8  # times the target side: up to here "imagenet" resizes a whole side, bit-identical to torchvision
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -19,8 +19,7 @@ class Turned:
     """A stored picture whose rows stand upright as columns: a camera's portrait, resized without turning all of it.
 
     Pillow resizes rows, rounds to 8 bits, and resizes columns. Here the same two passes run along the stored picture's
-    other axis, and only the small result is turned, so the pixels are those of the turned picture to the bit. Where
-    Pillow resizes columns first, as in very tall pictures, the whole picture is turned.
+    other axis, and only the small result is turned, so the pixels are those of the turned picture to the bit.
 
     Args:
         stored: the picture as its file holds it.
@@ -34,12 +33,9 @@ class Turned:
         self.mode = stored.mode
 
     def resize(self, size: tuple[int, int], resample: Image.Resampling, box: Box | None = None) -> Image.Image:
-        """Return what `PIL.Image.Image.resize` returns for the upright picture."""
+        """Return what `PIL.Image.Image.resize` returns for the upright picture, rows first."""
         width, height = size
         left, top, right, bottom = box or (0, 0, self.width, self.height)
-        if height < self.height and self.height - height > 2 * (self.width - width):
-            method = Image.Transpose.ROTATE_90 if self._flipped else Image.Transpose.TRANSPOSE
-            return self._stored.transpose(method).resize(size, resample, box)
         part = self._stored
         if width != self.width or (left, right) != (0, self.width):
             part = part.resize((self.height, width), resample, (0, left, self.height, right))
@@ -65,17 +61,23 @@ def resize_image(image: Image.Image | Turned, size: tuple[int, int], mode: Resiz
     """
     height, width = size
     modes: dict[str, Callable[[Image.Image | Turned, int, int], Image.Image]] = {
-        "stretch": _stretch, "crop": _crop, "imagenet": _centre, "pad": _pad,
+        "stretch": _resized, "crop": _crop, "imagenet": _centre, "pad": _pad,
     }  # fmt: skip
     small = modes[mode](image, width, height)
     return np.array(small if small.mode == "RGB" else small.convert("RGB"), dtype=np.uint8)
 
 
-def _stretch(image: Image.Image | Turned, width: int, height: int) -> Image.Image:
-    """Reduce the height of a tall, narrow picture first: Pillow resizes rows first, which would fill the memory."""
-    if image.width < width and width * image.height > SCRATCH:
-        image = image.resize((image.width, height), _BILINEAR)
-    return image.resize((width, height), _BILINEAR)
+def _resized(image: Image.Image | Turned, width: int, height: int, box: Box | None = None) -> Image.Image:
+    """Resize in two passes, each of which rounds: columns first where a picture shrinks most in height, else rows.
+
+    This is the order of Pillow 13, here for every version: before, Pillow took rows first, which fills the memory for a
+    tall, narrow picture.
+    """
+    left, top, right, bottom = box or (0, 0, image.width, image.height)
+    if height < image.height and image.height - height > 2 * (image.width - width):
+        image = image.resize((image.width, height), _BILINEAR, (0, top, image.width, bottom))
+        top, bottom = 0, height
+    return image.resize((width, height), _BILINEAR, (left, top, right, bottom))
 
 
 def _crop(image: Image.Image | Turned, width: int, height: int) -> Image.Image:
@@ -88,7 +90,7 @@ def _crop(image: Image.Image | Turned, width: int, height: int) -> Image.Image:
     elif across / down < ratio:
         down = across / ratio
     left, top = (image.width - across) * 0.5, (image.height - down) * 0.5
-    return image.resize((width, height), _BILINEAR, (left, top, left + across, top + down))
+    return _resized(image, width, height, (left, top, left + across, top + down))
 
 
 def _centre(image: Image.Image | Turned, width: int, height: int) -> Image.Image:
@@ -98,11 +100,8 @@ def _centre(image: Image.Image | Turned, width: int, height: int) -> Image.Image
     left, right = _computed(whole[0], width)
     top, bottom = _computed(whole[1], height)
     across, down = image.width / whole[0], image.height / whole[1]
-    part = image.resize(
-        (right - left, bottom - top),
-        _BILINEAR,
-        (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height)),
-    )
+    box = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+    part = _resized(image, right - left, bottom - top, box)
     x, y = (whole[0] - width) // 2 - left, (whole[1] - height) // 2 - top
     return part.crop((x, y, x + width, y + height))
 
@@ -121,5 +120,5 @@ def _pad(image: Image.Image | Turned, width: int, height: int) -> Image.Image:
     scale = min(1.0, width / image.width, height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     result = Image.new(image.mode, (width, height))
-    result.paste(image.resize(size, _BILINEAR), ((width - size[0]) // 2, (height - size[1]) // 2))
+    result.paste(_resized(image, *size), ((width - size[0]) // 2, (height - size[1]) // 2))
     return result

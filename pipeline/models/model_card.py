@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.errors import ModelError, ProjectError
+from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from export.records import read_record, to_json
 from export.words import count
@@ -83,22 +83,25 @@ class ModelCard:
         }
 
     def check_runner(self, runner: Runner, name: str) -> None:
-        """Refuse an open runner whose file was exported from another model than this card's.
+        """Refuse an open runner whose file was exported from another model than this card's, or to other pixels.
 
         Raises:
-            ModelError: another number of classes, or metadata that differs from the card's.
+            CommandNeededError: another number of classes, or metadata that differs from the card's.
         """
         if runner.classes != len(self.classes):
-            raise ModelError(
-                f"Expected {runner.classes} class names, as {name} has outputs. Received: {len(self.classes)} in "
-                f"{CARD}. Run the train stage again, or bring back the card that belongs to the model."
+            raise CommandNeededError(
+                f"Expected {count(runner.classes, 'class name')}, as {name} has outputs. Received: "
+                f"{len(self.classes)} in {CARD}. Run `{COMMAND}` again, or bring back the card that belongs to the "
+                "model.",
+                "run",
             )
         for key, value in self.metadata().items() if runner.metadata is not None else ():
             received = (runner.metadata or {}).get(key)
             if received != value:
-                raise ModelError(
+                raise CommandNeededError(
                     f"Expected {name} with the {key} of {CARD}: {value!r:.200}. Received: {received!r:.200}. "
-                    "Run the export stage and those after it again."
+                    f"Run `{COMMAND}` again, which exports the model and makes what follows.",
+                    "run",
                 )
 
 

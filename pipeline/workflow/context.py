@@ -73,11 +73,12 @@ class Context:
         """Read the model's card, which has its classes and how images are decoded and preprocessed.
 
         Raises:
-            ModelError: The card is missing or damaged.
+            ProjectError: The card is missing, damaged, or of an earlier version; with the command that writes it.
             ProjectError: The recipe contradicts it, or ``model.path`` is another file than the model was imported from.
         """
         self.required(CARD)
-        card = read_card(self.root / CARD)
+        with self.invocation.completing_errors():
+            card = read_card(self.root / CARD)
         refuse_disagreement(self.recipe, card, self.command("train"))
         path, manifest = self.recipe.model.path, read_manifest(self.folder("train"))
         recorded = manifest.inputs.get("model.path") if manifest else None

@@ -20,6 +20,7 @@ from pipeline.data.dataset import ImageSet, Pixels, load_image_set
 from pipeline.data.decode import DecodeSpec
 from pipeline.data.sample import DataMissingError, Sample
 from pipeline.data.splits import roles_of
+from pipeline.recipe.messages import EXTENSIONS
 from pipeline.recipe.schema import SPLITS, Data, Splits
 
 
@@ -226,7 +227,7 @@ def test_no_images(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert "with 2 subfolders and no image in them (1 .pdf, 1 .txt, 1 image in no class folder)" in message
     (tmp_path / "top.png").unlink()
-    assert "Images end in .bmp, .gif, .jpeg, .jpg, .pgm, .png" in refused(tmp_path)
+    assert f"Images end in {', '.join(sorted(EXTENSIONS))}; convert others." in refused(tmp_path)
 
 
 def test_one_class(tmp_path: Path) -> None:

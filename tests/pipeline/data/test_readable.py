@@ -32,6 +32,7 @@ from pipeline.stages import BY_NAME
 from pipeline.workflow import context
 from pipeline.workflow.context import Context
 from pipeline.workflow.stage import execute, reasons_to_run
+from tests.fakes.jpeg_files import scan_of
 
 
 def jpeg(seed: int) -> bytes:
@@ -82,7 +83,8 @@ def test_who_is_told_of_bad_headers_is_told_of_truncated_files_too(photos: Path)
     (photos / "a" / "empty.jpg").write_bytes(b"")
     (photos / "b" / "cut.jpg").write_bytes(TRUNCATED)
     with pytest.raises(
-        DataError, match=r"Received: 2 of 82:\n  a/empty\.jpg: the file is empty\n  b/cut\.jpg: .*trunc"
+        DataError,
+        match=r"Received: 2 of 82:\n  a/empty\.jpg: the file is empty\n  b/cut\.jpg: Premature end of JPEG file",
     ):
         load_image_set(Data(path=str(photos)))
 
@@ -184,9 +186,26 @@ def test_truncated_images_are_named_before_the_first_stage_runs(photos: Path) ->
     for name in "ab":
         (photos / name / "cut.jpg").write_bytes(TRUNCATED[: -ord(name)])
     chain = Chain(photos)
-    with pytest.raises(DataError, match=r"Received: 2 of 82:\n  a/cut\.jpg: .*trunc.*\n  b/cut\.jpg: .*trunc"):
+    with pytest.raises(
+        DataError,
+        match=r"Received: 2 of 82:\n  a/cut\.jpg: Premature end of JPEG file\n  b/cut\.jpg: Premature end of JPEG file",
+    ):
         execute(chain.stage, chain.context())
     assert chain.seen == []
+
+
+def test_damage_inside_a_scan_is_found_before_the_first_stage_runs(photos: Path) -> None:
+    start, end = scan_of(jpeg(999))
+    spoilt = jpeg(999)[: (start + end) // 2] + b"\xff\xd9"
+    Image.open(io.BytesIO(spoilt)).load()  # Pillow says nothing
+    (photos / "a" / "spoilt.jpg").write_bytes(spoilt)
+    chain = Chain(photos)
+    with pytest.raises(DataError, match=r"Received: 1 of 81:\n  a/spoilt\.jpg: Corrupt JPEG data: premature end"):
+        execute(chain.stage, chain.context())
+    assert chain.seen == []
+    chain = Chain(photos, max_bad_images=1)
+    execute(chain.stage, chain.context())
+    assert len(everything(chain.seen[0])) == 80
 
 
 def test_they_are_left_out_of_every_stage_and_looked_for_once(photos: Path, decoded: list[int]) -> None:

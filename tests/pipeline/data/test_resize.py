@@ -126,6 +126,31 @@ def test_a_turned_picture_is_resized_as_if_it_had_been_turned_before(mode: str, 
             assert np.array_equal(resize_image(Turned(stored, flipped), size, mode), expected), (shape, size)
 
 
+def test_every_version_of_pillow_resizes_in_the_order_of_version_13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both passes round, so another order gives other pixels; it was rows first up to version 12."""
+    random = np.random.default_rng(5)
+    real, both = Image.Image.resize, []
+
+    def rows_first(self: Image.Image, size: tuple[int, int], resample: int, box: tuple[float, ...]) -> Image.Image:
+        width, height = size
+        if box == (0, 0, *self.size):
+            across, down = width != self.width, height != self.height
+        else:
+            across, down = (box[0], box[2]) != (0, width), (box[1], box[3]) != (0, height)
+        both.append(across and down)
+        part = real(self, (width, self.height), resample, (box[0], 0, box[2], self.height)) if across else self
+        return real(part, size, resample, (0, box[1], width, box[3])) if down else part.copy()
+
+    images = [Image.fromarray(random.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in SHAPES]
+    expected = [np.asarray(real(image, (32, 24), Image.Resampling.BILINEAR)) for image in images]
+    monkeypatch.setattr(Image.Image, "resize", rows_first)
+    assert all(np.array_equal(resize_image(image, (24, 32)), array) for image, array in zip(images, expected))
+    assert {True, False} == set(both)
+
+
+SHAPES = ((133, 171), (171, 40), (300, 31), (300, 7), (60, 32), (24, 99), (80, 60), (400, 300), (401, 140), (1000, 2))
+
+
 def test_crop_is_what_pillow_calls_fit() -> None:
     random = np.random.default_rng(4)
     for shape in random.integers(1, 120, (40, 2)):

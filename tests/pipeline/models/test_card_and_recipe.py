@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.errors import ModelError, ProjectError
+from export.errors import ProjectError
 from export.preprocessing import MeanImage, PreprocessingSpec
 from export.records import to_json
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.manifest import Key, write_manifest
+from pipeline.cli.commands import main
 from pipeline.data.decode import DecodeSpec, load_image
 from pipeline.models.model_card import ModelCard, read_card, refuse_disagreement
 from pipeline.recipe.load import load_recipe
@@ -144,6 +146,53 @@ def test_a_damaged_card_is_one_error_with_file_and_key(tmp_path: Path, changes: 
     assert "model.json" in str(caught.value)
 
 
+def older_card(tree: dict[str, Any]) -> dict[str, Any]:
+    """As the version before wrote it, which decoded JPEG by Pillow."""
+    decode = {key: value for key, value in tree["decode"].items() if key not in ("jpeg", "wide")}
+    return tree | {"schema": 3, "decode": decode}
+
+
+def test_rules_of_decoding_are_part_of_the_card(tmp_path: Path) -> None:
+    decode = json.loads(write(tmp_path / "model.json").read_text())["decode"]
+    assert (decode["jpeg"], decode["wide"]) == ("libjpeg-turbo, strict", "32-bit and float refused")
+    with pytest.raises(ProjectError, match=r"'decode\.jpeg' of type 'libjpeg-turbo, strict'"):
+        read_card(write(tmp_path / "model.json", decode={**decode, "jpeg": "Pillow"}))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export",
+        "quantize",
+        "build",
+        "verify",
+        "infer",
+        "infer x.png",
+        "report",
+        "benchmark",
+        "bundle",
+        "verify --explain",
+    ],
+)
+def test_a_card_of_an_earlier_version_is_refused_with_the_command_that_trains(
+    tmp_path: Path, words: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, artifacts = tmp_path / "my recipe.yaml", tmp_path / "artifacts"
+    recipe.write_text("{name: toy, data: {source: digits}, model: {backbone: resnet20, input_size: 64}}")
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    folder = artifacts / "toy" / "train"
+    folder.mkdir(parents=True)
+    tree = older_card(json.loads(write(folder / "model.json").read_text()))
+    (folder / "model.json").write_text(json.dumps(tree))
+    verb, *more = words.replace("x.png", str(tmp_path / "x.png")).split(" ", 1)
+    options = ["--set", "train.seed=3", "--artifacts", str(artifacts)]
+    assert main([verb, "-c", str(recipe), *options, *more]) == 2
+    said = caplog.text + capfd.readouterr().err
+    train = shlex.join(["pipeline", "train", "-c", str(recipe), *options])
+    assert "Expected the model card of schema 4" in said
+    assert f"{train}` again" in said
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["classes", "preprocessing", "decode", "output", "source", "changes", "parameters", "schema"]),
@@ -181,7 +230,7 @@ class _Runner:
     ("classes", "change", "words"),
     [
         (3, {}, "Expected 3 class names, as m.onnx has outputs. Received: 2"),
-        (1, {}, "Expected 1 class names"),
+        (1, {}, "Expected 1 class name,"),
         (2, {"classes": ["b", "a"]}, r"with the classes of train/model.json: \['a', 'b'\]. Received: \['b', 'a'\]"),
         (2, {"decode": None}, "with the decode of train/model.json.*Received: None"),
         (2, {"decode": {**to_json(CARD.decode), "resize": "pad"}}, "'resize': 'pad'"),
@@ -191,5 +240,5 @@ class _Runner:
 def test_a_file_of_another_model_is_refused(classes: int, change: dict[str, Any], words: str) -> None:
     CARD.check_runner(_Runner(2, CARD.metadata()), "m.onnx")  # type: ignore[arg-type]
     CARD.check_runner(_Runner(2, None), "model.keras")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ProjectError, match=rf"{words}.*\. Run `python -m pipeline run` again"):
         CARD.check_runner(_Runner(classes, CARD.metadata() | change), "m.onnx")  # type: ignore[arg-type]
