@@ -14,7 +14,9 @@ from export.errors import DataError
 from pipeline.inference.inputs.lists import BLOCK, LONGEST_PATH, paths_in_text
 from tests.pipeline.inference.inputs.parts import only, paths, plan, touch
 
-NAMES = st.binary(min_size=1, max_size=60).filter(lambda name: not {0, 10, 13, ord('/')} & set(name) and not name.isspace())
+NAMES = st.binary(min_size=1, max_size=60).filter(
+    lambda name: not {0, 10, 13, ord("/")} & set(name) and not name.isspace()
+)
 
 
 def write(name: str, content: bytes | str) -> str:
@@ -99,7 +101,7 @@ def test_an_empty_list_is_an_error(content: bytes) -> None:
 
 
 def test_a_list_in_utf_16_is_refused() -> None:
-    with pytest.raises(DataError, match="which is UTF-16, as PowerShell writes. Save it as UTF-8"):
+    with pytest.raises(DataError, match=r"which is UTF-16, as PowerShell writes\. Save it as UTF-8"):
         plan(lists=[write("list.txt", "a.jpg\r\n".encode("utf-16"))])
 
 
@@ -182,7 +184,9 @@ def test_a_table_that_cannot_be_used(content: str, column: str | None, message: 
 
 
 def test_cells_of_any_bytes_and_rows_without_a_path() -> None:
-    table = write("t.csv", b"\xef\xbb\xbflabel,path\ncat,\xe9.jpg\ncat\ndog, \n" + b"dog," + b"x" * 5000 + b"\ne,a\0b\n")
+    table = write(
+        "t.csv", b"\xef\xbb\xbflabel,path\ncat,\xe9.jpg\ncat\ndog, \n" + b"dog," + b"x" * 5000 + b"\ne,a\0b\n"
+    )
     made = plan(lists=[table])
     first, second, third = made.items()
     assert os.fsencode(first.path) == b"\xe9.jpg"

@@ -13,7 +13,10 @@ from tests.pipeline.inference.inputs.parts import paths, plan, touch
 @pytest.mark.parametrize(
     ("inputs", "received"),
     [
-        (["phtos"], "Expected an image or a folder of images. Received: phtos, which does not exist; did you mean 'photos'?"),
+        (
+            ["phtos"],
+            "Expected an image or a folder of images. Received: phtos, which does not exist; did you mean 'photos'?",
+        ),
         (["photos/cta.jpg"], "photos/cta.jpg, which does not exist; did you mean 'photos/cat.jpg'?"),
         (["phots/sub/cat.jpg"], "phots/sub/cat.jpg, which does not exist; did you mean 'photos'?"),
         (["photos/cat.jpg/x.jpg"], "photos/cat.jpg/x.jpg, which does not exist."),
@@ -51,7 +54,7 @@ def test_others_exist() -> None:
         ("photos/*.gif", "problem", "missing"),
         ("s3://b/x.jpg", "problem", "missing"),
     ]
-    assert [item.place for item in made.items()][0] == "which does not exist; did you mean 'photos'?"
+    assert next(made.items()).place == "which does not exist; did you mean 'photos'?"
 
 
 def test_one_is_missing_and_the_others_hold_no_image() -> None:

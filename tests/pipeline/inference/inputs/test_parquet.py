@@ -59,7 +59,9 @@ NULL = ("missing", "the row has no image: null")
     ],
 )
 def test_columns_that_hold_images(kind: Any, values: list[bytes]) -> None:
-    cells: list[Any] = [{"bytes": value, "path": "x"} for value in values] if pyarrow.types.is_struct(kind) else [*values]
+    cells: list[Any] = (
+        [{"bytes": value, "path": "x"} for value in values] if pyarrow.types.is_struct(kind) else [*values]
+    )
     cells[3] = None
     if pyarrow.types.is_struct(kind):
         cells[4] = {"bytes": None, "path": "y"}
@@ -84,7 +86,9 @@ def test_a_column_is_named_where_several_fit() -> None:
     )
     for column, expected in {"a": b"1", "b": b"2", "a.b": b"4"}.items():
         assert answers(plan("d.parquet", column=column)) == [expected]
-    with pytest.raises(DataError, match=r"Expected a column 'c' of bytes in d\.parquet\. Received: 'a', 'b', 'a\.b'\.$"):
+    with pytest.raises(
+        DataError, match=r"Expected a column 'c' of bytes in d\.parquet\. Received: 'a', 'b', 'a\.b'\.$"
+    ):
         plan("d.parquet", column="c")
 
 
@@ -93,7 +97,8 @@ def test_no_column_that_fits() -> None:
     with pytest.raises(DataError) as told:
         plan("d.parquet")
     assert str(told.value) == (
-        "Expected a column of bytes, or of {bytes, path} in d.parquet. Received: 'a' (int64), 'b' (struct<path: string>)."
+        "Expected a column of bytes, or of {bytes, path} in d.parquet. "
+        "Received: 'a' (int64), 'b' (struct<path: string>)."
     )
 
 
@@ -102,7 +107,11 @@ def test_no_column_that_fits() -> None:
     [
         (b"", "damaged", "no whole Parquet file: "),
         (b"PAR1 and what follows is none PAR1", "damaged", "no whole Parquet file: "),
-        (b"PARE" + b"x" * 20 + b"\4\0\0\0PARE", "unsupported", "an encrypted Parquet file; write it without encryption"),
+        (
+            b"PARE" + b"x" * 20 + b"\4\0\0\0PARE",
+            "unsupported",
+            "an encrypted Parquet file; write it without encryption",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_opened_is_an_item(content: bytes, status: str, reason: str) -> None:
@@ -120,7 +129,7 @@ def test_a_file_that_is_cut_is_an_item() -> None:
 
 def test_a_file_without_rows_has_no_image() -> None:
     write("d.parquet", {"a": pyarrow.array([], pyarrow.binary())})
-    with pytest.raises(DataError, match="none in d.parquet"):
+    with pytest.raises(DataError, match=r"none in d\.parquet"):
         plan("d.parquet")
 
 
@@ -208,7 +217,9 @@ def test_a_page_of_rows_larger_than_the_batch_is_read_in_batches(monkeypatch: py
     monkeypatch.setattr(parquet, "BATCH_BYTES", 100_000)
     content = parquet._content
     monkeypatch.setattr(parquet, "_content", lambda value, largest: (sizes.append(1), content(value, largest))[1])
-    write("d.parquet", {"a": [b"%d" % row * 10_000 for row in range(10)] * 10}, compression="none", use_dictionary=False)
+    write(
+        "d.parquet", {"a": [b"%d" % row * 10_000 for row in range(10)] * 10}, compression="none", use_dictionary=False
+    )
     made = plan("d.parquet")
     assert answers(made, [0]) == [b"0" * 10_000]
     assert len(sizes) == 9  # 100,000 bytes of 10,000 and a length each

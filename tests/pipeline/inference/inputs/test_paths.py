@@ -18,7 +18,9 @@ from tests.pipeline.inference.inputs.parts import nested, only, paths, plan, tou
 
 
 def sorted_images(folder: str) -> list[str]:
-    return [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return [
+        str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in EXTENSIONS and path.is_file()
+    ]
 
 
 def test_the_order_is_that_of_sorted_paths() -> None:
@@ -159,7 +161,10 @@ def test_endings_without_number_are_counted_together() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["p/a.heix", "p/b"], "Received: none in p, but 1 .heix, 1 file without an ending. Convert those that are images."),
+        (
+            ["p/a.heix", "p/b"],
+            "Received: none in p, but 1 .heix, 1 file without an ending. Convert those that are images.",
+        ),
         (["p/"], "Received: none in p."),
         (["p/s/a.tar"], "Received: none in p, but 1 .tar. Name those whose images are to be read: 'p/s/*.tar'."),
     ],

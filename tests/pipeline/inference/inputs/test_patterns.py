@@ -18,7 +18,17 @@ def tree(working: object) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["p/*.jpg", "p/?.jpg", "p/[a-b].jpg", "p/[!a].*", "p/.*.jpg", "*/x/[12].jpg", "p/*/*/*.jpg", "./p/*.png", "p//*.png"],
+    [
+        "p/*.jpg",
+        "p/?.jpg",
+        "p/[a-b].jpg",
+        "p/[!a].*",
+        "p/.*.jpg",
+        "*/x/[12].jpg",
+        "p/*/*/*.jpg",
+        "./p/*.png",
+        "p//*.png",
+    ],
 )
 def test_a_pattern_without_any_depth_matches_as_pythons_glob(pattern: str) -> None:
     expected = sorted(os.path.normpath(path) for path in glob.glob(pattern))
@@ -28,7 +38,9 @@ def test_a_pattern_without_any_depth_matches_as_pythons_glob(pattern: str) -> No
     assert paths(absolute) == [os.path.join(os.getcwd(), path) for path in expected]
 
 
-@pytest.mark.parametrize("pattern", ["**/*.jpg", "p/**/*.jpg", "p/**/?.jpg", "p/**/z/*.jpg", "**/x/**/1.jpg", "p/**/y/z/*"])
+@pytest.mark.parametrize(
+    "pattern", ["**/*.jpg", "p/**/*.jpg", "p/**/?.jpg", "p/**/z/*.jpg", "**/x/**/1.jpg", "p/**/y/z/*"]
+)
 def test_any_depth_matches_as_pythons_glob(pattern: str) -> None:
     expected = sorted(set(glob.glob(pattern, recursive=True)))
     assert expected

@@ -36,7 +36,14 @@ def test_images_of_a_tar_in_its_order(format: str) -> None:
         f"{'long/' * 30}{'n' * 90}.jpg": b"long" * 300,
         "empty.gif": b"",
     }
-    others = {"b.cls": b"3", "b.json": b"{}", "sub/README": b"", ".hidden.txt": b"", "._b.jpg": b"", "__MACOSX/b.jpg": b""}
+    others = {
+        "b.cls": b"3",
+        "b.json": b"{}",
+        "sub/README": b"",
+        ".hidden.txt": b"",
+        "._b.jpg": b"",
+        "__MACOSX/b.jpg": b"",
+    }
     write_tar("s.tar", {**images, **others}, FORMATS[format])
     assert contents("s.tar") == {f"s.tar/{name}": content for name, content in images.items()}
     made = plan("s.tar")
@@ -232,7 +239,9 @@ def test_a_name_of_a_megabyte_is_shortened() -> None:
 @pytest.mark.parametrize("content", [b"12", b"a=b\n", b"99999999999999999999999 path=a\n", b"3 path=a\n"])
 def test_an_extended_header_that_is_none(content: bytes) -> None:
     with open("s.tar", "wb") as file:
-        file.write(header(b"h", b"x", len(content)) + content.ljust(512, b"\0") + header(b"a.jpg", b"0", 0) + bytes(1024))
+        file.write(
+            header(b"h", b"x", len(content)) + content.ljust(512, b"\0") + header(b"a.jpg", b"0", 0) + bytes(1024)
+        )
     item = list(plan("s.tar").items())[-1]
     assert item.status == "damaged"
 
