@@ -78,7 +78,7 @@ def test_a_line_that_is_too_long_is_an_item_of_its_own(length: int) -> None:
 
 def test_an_endless_line_takes_no_memory() -> None:
     class Endless(io.RawIOBase):
-        left = 2**30
+        left = 2**28
 
         def read(self, size: int = -1) -> bytes:
             self.left -= size
@@ -88,7 +88,7 @@ def test_an_endless_line_takes_no_memory() -> None:
 
     tracemalloc.start()
     (found,) = paths_in_text(Endless(), "list")
-    assert found.place.startswith("1,073,6")
+    assert found.place.startswith("268,3")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
