@@ -144,16 +144,16 @@ class ParquetRows:
         """
         if not 0 <= number < (self._ends[-1] if self._ends else 0):
             raise ImageError("the Parquet file has no such row", "missing")
-        if number not in self._kept and not self._next <= number <= self._next + REACH:
-            self._open(bisect_right(self._ends, number))
-            self._first_kept = number - REACH
         group = bisect_right(self._ends, number)
+        if number not in self._kept and (self._group < 0 or not self._next <= number <= self._next + REACH):
+            self._open(group)
+            self._first_kept = number - REACH
         while number not in self._kept:
             if group in self._damaged and number >= self._damaged[group][0]:
                 raise ImageError(self._damaged[group][1])
             if self._next == self._ends[self._group]:
                 self._open(self._group + 1)
-            self._read_batch(largest)
+            self._read_batch(largest, number)
         value = self._kept.pop(number)
         if isinstance(value, ImageError):
             raise value
@@ -170,7 +170,7 @@ class ParquetRows:
         self._group, self._next = group, self._ends[group] - about.num_rows
         self._batches = self._table.iter_batches(batch, row_groups=[group], columns=[self._leaf], use_threads=False)
 
-    def _read_batch(self, largest: int) -> None:
+    def _read_batch(self, largest: int, wanted: int) -> None:
         """Read the next rows of the row group; damage ends it."""
         import pyarrow
 
@@ -186,15 +186,18 @@ class ParquetRows:
             return
         for number, value in enumerate(values, self._next):
             if number >= self._first_kept:
-                self._keep(number, _content(value, largest))
+                self._keep(number, _content(value, largest), wanted)
         self._next += len(values)
 
-    def _keep(self, number: int, value: bytes | ImageError) -> None:
+    def _keep(self, number: int, value: bytes | ImageError, wanted: int) -> None:
+        """Keep a row, and drop the oldest ones but the wanted one, as far as the bounds ask."""
         if number in self._kept:
             return
         self._kept[number] = value
         self._bytes += len(value) if isinstance(value, bytes) else 0
         while len(self._kept) > MOST_ROWS or (self._bytes > MOST_BYTES and len(self._kept) > 1):
+            if wanted in self._kept:
+                self._kept.move_to_end(wanted)
             _, oldest = self._kept.popitem(last=False)
             self._bytes -= len(oldest) if isinstance(oldest, bytes) else 0
 

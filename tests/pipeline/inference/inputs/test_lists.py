@@ -78,7 +78,7 @@ def test_a_line_that_is_too_long_is_an_item_of_its_own(length: int) -> None:
 
 def test_an_endless_line_takes_no_memory() -> None:
     class Endless(io.RawIOBase):
-        left = 2**30
+        left = 2**28
 
         def read(self, size: int = -1) -> bytes:
             self.left -= size
@@ -88,7 +88,7 @@ def test_an_endless_line_takes_no_memory() -> None:
 
     tracemalloc.start()
     (found,) = paths_in_text(Endless(), "list")
-    assert found.place.startswith("1,073,6")
+    assert found.place.startswith("268,3")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -101,7 +101,7 @@ def test_an_empty_list_is_an_error(content: bytes) -> None:
 
 
 def test_a_list_in_utf_16_is_refused() -> None:
-    with pytest.raises(DataError, match="which is UTF-16, as PowerShell writes. Save it as UTF-8"):
+    with pytest.raises(DataError, match=r"which is UTF-16, as PowerShell writes\. Save it as UTF-8"):
         plan(lists=[write("list.txt", "a.jpg\r\n".encode("utf-16"))])
 
 
