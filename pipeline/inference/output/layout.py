@@ -142,7 +142,11 @@ class Layout:
 
     def last_mark(self, number: int) -> Mark:
         """Return the state of a shard as its index says; the content is not looked at."""
-        last = deque(_marks(self._read_index(number), self.seed(number)), maxlen=1)
+        index, seed = self._read_index(number), self.seed(number)
+        start = len(index) // MARK_BYTES * MARK_BYTES - MARK_BYTES
+        for mark in _marks(index[max(0, start) :], seed):
+            return mark
+        last = deque(_marks(index, seed), maxlen=1)
         return last[0] if last else Mark()
 
     def batches(self, number: int, rows: Path) -> Iterator[Batch]:

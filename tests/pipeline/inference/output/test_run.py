@@ -73,6 +73,29 @@ def test_every_batch_is_with_the_system_at_once(tmp_path: Path) -> None:
         assert not output.exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks the system for the names of open files")
+def test_a_shard_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, calls = tmp_path / "out.csv", []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(descriptor: int) -> None:
+        calls.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(f"{source.name} -> {target.name}")
+        replace(source, target)
+
+    with RunFolder.take(output) as run:
+        run.begin({}, 2, 2, spec_of(output, True))
+        monkeypatch.setattr(os, "fsync", recorded)
+        monkeypatch.setattr(os, "replace", renamed)
+        run.write(batch(0, 2, True))
+        monkeypatch.undo()
+    shard = ["000000.index", "000000.f32", "000000.part", "000000.part -> 000000.csv", "out.csv.run"]
+    assert calls == shard
+
+
 def test_what_is_no_next_batch_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     with RunFolder.take(output) as run:
