@@ -378,6 +378,29 @@ def test_several_processes_write_shards_of_one_run(tmp_path: Path) -> None:
     assert finals(output) == expected
 
 
+def test_a_shard_that_is_finished_while_it_is_claimed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.inference.output import shards
+
+    output = tmp_path / "out.csv"
+    with RunFolder.take(output) as run:
+        run.begin({}, 4, 4, spec_of(output))
+        run.write(batch(0, 2))
+        lock = shards.lock
+
+        def late(descriptor: int) -> bool:
+            monkeypatch.setattr(shards, "lock", lock)
+            run.write(batch(2, 2))  # the last rows: sealed, and its lock given back
+            return lock(descriptor)
+
+        with open_worker(run.path) as worker:
+            monkeypatch.setattr(shards, "lock", late)
+            assert worker.claim(0).next == 4
+        run.finish()
+    assert output.read_bytes().count(b".png") == 4
+
+
 def test_a_worker_needs_a_run_that_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     folder = stop(output)
