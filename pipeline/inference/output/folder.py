@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from export.errors import ProjectError
-from export.files import remove_leftovers, temporaries_of
+from export.files import remove_leftovers, sync, temporaries_of
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
 from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
 
@@ -37,6 +37,8 @@ def take_folder(folder: Path, output: Path) -> int:
     for _ in range(_ATTEMPTS):
         try:
             folder.mkdir(mode=0o700)  # fails on whatever is there, a link too
+            with contextlib.suppress(OSError):  # some file systems sync no folders
+                sync(folder.parent)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
                 _refuse_foreign(folder)

@@ -142,7 +142,11 @@ class Layout:
 
     def last_mark(self, number: int) -> Mark:
         """Return the state of a shard as its index says; the content is not looked at."""
-        last = deque(_marks(self._read_index(number), self.seed(number)), maxlen=1)
+        index, seed = self._read_index(number), self.seed(number)
+        start = len(index) // MARK_BYTES * MARK_BYTES - MARK_BYTES
+        for mark in _marks(index[max(0, start) :], seed):
+            return mark
+        last = deque(_marks(index, seed), maxlen=1)
         return last[0] if last else Mark()
 
     def batches(self, number: int, rows: Path) -> Iterator[Batch]:
@@ -180,17 +184,12 @@ def pack(mark: Mark, seed: int) -> bytes:
 
 def _marks(index: bytes, seed: int) -> Iterator[Mark]:
     """Yield the marks of an index up to the first one that does not hold."""
-    former = Mark()
     for start in range(0, len(index) - MARK_BYTES + 1, MARK_BYTES):
         body, check = index[start : start + _BODY.size], index[start + _BODY.size : start + MARK_BYTES]
         if _CHECK.unpack(check)[0] != crc32(body, seed):
             return
         rows, end, crc, features, embeddings_crc, *counts = _BODY.unpack(body)
-        mark = Mark(rows, end, crc, features, embeddings_crc, tuple(counts))
-        if mark.rows <= former.rows or mark.end <= former.end or former.features not in (0, mark.features):
-            return
-        yield mark
-        former = mark
+        yield Mark(rows, end, crc, features, embeddings_crc, tuple(counts))
 
 
 def _opened(path: Path, stack: ExitStack) -> BinaryIO | None:
@@ -201,4 +200,5 @@ def _opened(path: Path, stack: ExitStack) -> BinaryIO | None:
 
 
 def _read(file: BinaryIO | None, size: int) -> bytes:
+    """Return at most so many bytes; none of a file that is missing."""
     return file.read(size) if file is not None and size > 0 else b""

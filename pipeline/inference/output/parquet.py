@@ -17,6 +17,7 @@ from pipeline.inference.rows import columns
 
 GROUP_ROWS: Final = 16_384
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_ESCAPE: Final = rb"\ud"  # JSON Lines have no surrogate without it
 _GROUP_BYTES: Final = 32 * 2**20  # of embeddings, which have thousands of values each
 
 
@@ -52,8 +53,8 @@ def rows_as_parquet(path: Path, spec: OutputSpec) -> Iterator[Sink]:
             waiting.clear()
 
         def take(lines: bytes, embeddings: bytes) -> None:
-            for line in lines.split(b"\n")[:-1]:
-                waiting.append(_parsed(line))
+            for row in _parsed(lines):
+                waiting.append(row)
                 if len(waiting) == GROUP_ROWS:
                     write()
 
@@ -125,10 +126,17 @@ def read_columns(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
                 yield {name: value for name, value in row.items() if value is not None}
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads(line)
-    texts = {name: _text(value) for name, value in row.items() if isinstance(value, str)}
-    return row | texts | _named(row["path"])
+def _parsed(lines: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(b"[" + lines.replace(b"\n", b",")[:-1] + b"]")  # JSON escapes a name's \n
+    if _ESCAPE not in lines:
+        return rows
+    return [
+        {
+            **{name: _text(value) if isinstance(value, str) else value for name, value in row.items()},
+            **_named(row["path"]),
+        }
+        for row in rows
+    ]
 
 
 def _named(path: str) -> dict[str, Any]:

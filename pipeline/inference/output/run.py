@@ -62,14 +62,17 @@ class RunFolder:
         Raises:
             ProjectError: Another process writes this output, or what is there is no folder of an earlier run.
         """
-        folder = run_folder(output)
-        run = cls(output, take_folder(folder, output))
         try:
-            if run.inputs.exists():
-                shutil.rmtree(run.inputs)
-            run.inputs.mkdir(mode=0o700)
-        except BaseException:
-            os.close(run._lock)
+            run = cls(output, take_folder(run_folder(output), output))
+            try:
+                if run.inputs.exists():
+                    shutil.rmtree(run.inputs)
+                run.inputs.mkdir(mode=0o700)
+            except BaseException:
+                os.close(run._lock)
+                raise
+        except OSError as error:
+            add_path(error, output)
             raise
         return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -161,16 +160,11 @@ class _OpenShard:
             embeddings_crc=crc32(vectors, self._seed),
             counts=tuple(counts),
         )
-        try:
-            index, part, *embeddings = self._files
-            write_at(part, self._mark.end, lines)
-            for file in embeddings:
-                write_at(file, mark.embeddings_end - len(vectors), vectors)
-            write_at(index, self._marks * MARK_BYTES, pack(mark, self._seed))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._truncate()
-            raise
+        index, part, *embeddings = self._files
+        write_at(part, self._mark.end, lines)
+        for file in embeddings:
+            write_at(file, mark.embeddings_end - len(vectors), vectors)
+        write_at(index, self._marks * MARK_BYTES, pack(mark, self._seed))
         self._mark = mark
         self._marks += 1
 

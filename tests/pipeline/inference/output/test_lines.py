@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.errors import ProjectError
@@ -50,6 +50,7 @@ def written(rows: list[Row], spec: OutputSpec) -> bytes:
     return header(spec) + encode(rows, spec)
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(NAMES, min_size=1, max_size=4), NAMES)
 def test_names_come_back_from_csv_and_json_lines(names: list[str], word: str) -> None:
     rows = [Row(name, "ok", (word,), (0.5,), word) for name in names]
@@ -62,6 +63,7 @@ def test_names_come_back_from_csv_and_json_lines(names: list[str], word: str) ->
     assert {row["class"] for row in parsed} == {row["error"] for row in parsed} == {word}
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(NAMES, min_size=1, max_size=4), NAMES)
 def test_each_format_is_read_back_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], word: str
@@ -75,6 +77,7 @@ def test_each_format_is_read_back_as_it_was_written(
         assert {(row["status"], row["class"], float(row["probability"])) for row in back} == {("ok", word, 0.25)}
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(NAMES, min_size=1, max_size=4))
 def test_names_come_back_from_parquet(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     import pyarrow.parquet as pq

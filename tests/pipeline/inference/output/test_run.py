@@ -73,6 +73,29 @@ def test_every_batch_is_with_the_system_at_once(tmp_path: Path) -> None:
         assert not output.exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks the system for the names of open files")
+def test_a_shard_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, calls = tmp_path / "out.csv", []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded(descriptor: int) -> None:
+        calls.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(f"{source.name} -> {target.name}")
+        replace(source, target)
+
+    with RunFolder.take(output) as run:
+        run.begin({}, 2, 2, spec_of(output, True))
+        monkeypatch.setattr(os, "fsync", recorded)
+        monkeypatch.setattr(os, "replace", renamed)
+        run.write(batch(0, 2, True))
+        monkeypatch.undo()
+    shard = ["000000.index", "000000.f32", "000000.part", "000000.part -> 000000.csv", "out.csv.run"]
+    assert calls == shard
+
+
 def test_what_is_no_next_batch_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     with RunFolder.take(output) as run:
@@ -353,6 +376,29 @@ def test_several_processes_write_shards_of_one_run(tmp_path: Path) -> None:
         assert run.counts() == {"ok": 19, "damaged": 4}
         run.finish()
     assert finals(output) == expected
+
+
+def test_a_shard_that_is_finished_while_it_is_claimed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.inference.output import shards
+
+    output = tmp_path / "out.csv"
+    with RunFolder.take(output) as run:
+        run.begin({}, 4, 4, spec_of(output))
+        run.write(batch(0, 2))
+        lock = shards.lock
+
+        def late(descriptor: int) -> bool:
+            monkeypatch.setattr(shards, "lock", lock)
+            run.write(batch(2, 2))  # the last rows: sealed, and its lock given back
+            return lock(descriptor)
+
+        with open_worker(run.path) as worker:
+            monkeypatch.setattr(shards, "lock", late)
+            assert worker.claim(0).next == 4
+        run.finish()
+    assert output.read_bytes().count(b".png") == 4
 
 
 def test_a_worker_needs_a_run_that_goes_on(tmp_path: Path) -> None:

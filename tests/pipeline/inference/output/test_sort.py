@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.errors import ProjectError
@@ -200,6 +200,7 @@ def test_other_classes_get_a_name_that_a_folder_can_have(name: str, tmp_path: Pa
 LETTERS = ["a", "A", "ä", "Ä", "a\u0308", "/", "_", ".", "\0", "ß", "ss", "-"]
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(st.lists(st.sampled_from(LETTERS), max_size=4).map("".join), unique=True))
 def test_no_two_classes_share_a_folder(classes: list[str]) -> None:
     import unicodedata
@@ -217,6 +218,7 @@ def test_a_class_that_is_called_like_the_folder_of_another_stays_apart() -> None
     assert made["a/b"] != taken
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.text(max_size=300), st.sampled_from(["", ".jpg", "." + "x" * 100]))
 def test_a_shortened_name_fits(stem: str, ending: str) -> None:
     name = shortened(stem.replace("\ud800", ""), ending, "0" * 64)
