@@ -94,8 +94,13 @@ class Selection:
         """Return its default rank, smallest first: see `pipeline.serving.candidates.default_rank`."""
         return default_rank(self.backend, self.precision, self.profile, batch_size)
 
-    def open(self) -> Runner:
-        """Open its runner; log where it serves because it is faster, or although it did not pass."""
+    def open(self, threads: int = 0, spinning: bool = True) -> Runner:
+        """Open its runner; log where it serves because it is faster, or although it did not pass.
+
+        Args:
+            threads: of ONNX Runtime, see `pipeline.runners.onnxruntime.OnnxRunner`. Defaults to 0.
+            spinning: likewise. Defaults to True.
+        """
         if self.won is not None:
             log.info(
                 "%s serves: measured %s as fast as %s at batch %s on this GPU",
@@ -104,7 +109,7 @@ class Selection:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
-        return open_runner(self.path, self.backend, self.precision, self.runtime)
+        return open_runner(self.path, self.backend, self.precision, self.runtime, threads=threads, spinning=spinning)
 
 
 def select_model(

@@ -144,6 +144,21 @@ def test_a_jump_of_the_numbers_begins_a_batch() -> None:
     assert [(batch.first, len(batch.rows)) for batch in found] == [(0, 4), (4, 1), (12, 4), (40, 1), (20, 1)]
 
 
+@pytest.mark.parametrize("start", [0, 6])
+def test_rows_of_one_batch_are_consecutive(start: int) -> None:
+    runner = TextRunner()
+    given = itertools.chain(items([1, 2], start), items([3, 4], start + 9), items([0, 1], start + 12))
+    found = list(answers(given, runner, batch_size=100))
+    assert runner.batches == [[1, 2], [3, 4], [0, 1]]
+    assert [batch.first - start for batch in found] == [0, 9, 12]
+
+
+@pytest.mark.parametrize("slow", range(6))
+def test_a_batch_waits_for_its_slowest_image(slow: int) -> None:
+    kinds = [1] * 6
+    assert rows([*kinds[:slow], "slow", *kinds[slow + 1 :]]) == rows([*kinds[:slow], 2, *kinds[slow + 1 :]])
+
+
 def test_no_item_is_no_row() -> None:
     assert list(classify(iter([]), TextReader(), TextRunner(), CARD, Settings(4, 1), Pace())) == []
 
