@@ -175,7 +175,7 @@ class Overlap(Generic[A]):
                 return None
             item = next(self._items, None)
             batch = self._filling
-            if item is None or batch is None or item.row != batch.items[-1].row + 1 or item.row % self._slots == 0:
+            if item is None or batch is None or item.row != batch.items[-1].row + 1:
                 batch = self._begin(item is None)
             if item is None or batch is None:
                 return None
@@ -183,7 +183,7 @@ class Overlap(Generic[A]):
                 batch.items.append(item)
                 batch.outcomes.append(_PENDING)
                 batch.waiting += 1
-                if (item.row + 1) % self._slots == 0:  # so that it is computed without a look at the next item
+                if (item.row + 1) % self._slots == 0:
                     batch.closed, self._filling = True, None
             return batch, len(batch.items) - 1, item
 

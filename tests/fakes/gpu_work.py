@@ -78,7 +78,8 @@ class FileWork:
     Attributes:
         folder: of the shards.
         kinds: of the images, see `tests.fakes.inference.items`.
-        fault: what a GPU does at an image of a 4: "kill", "memory", "refuse", "disk", "bug", or "open", at the start.
+        fault: what a GPU does at an image of a 4: "kill", "memory", "refuse", "disk", "bug"; or at the start: "open",
+            "sleep".
         of: the GPUs that do it; the others do not.
         seconds: of a batch.
         together: number of processes that have to be there before one begins.
@@ -100,6 +101,8 @@ class FileWork:
         fault = self.fault if gpu in self.of else ""
         if fault == "open":
             raise OutOfMemoryError("nothing is free.")
+        if fault == "sleep":
+            time.sleep(60)
 
         def compute(values: list[int]) -> None:
             time.sleep(self.seconds)

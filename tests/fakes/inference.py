@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ CLASSES = ("zero", "one", "two", "three", "four")
 
 @dataclass(frozen=True)
 class TextDecode(DecodeSpec):
-    """ "3": an image full of 3; "~3": a damaged one; anything else: an error of that name."""
+    """ "3": an image full of 3; "~3": a damaged one; "slow": a slow one of 2; anything else: an error of that name."""
 
     def decode(
         self, source: Path | str | bytes | np.ndarray, *, keep_damaged: bool = False, largest_file: int = 2**29
@@ -29,6 +30,9 @@ class TextDecode(DecodeSpec):
         text = source.decode()
         if text == "memory":
             raise MemoryError
+        if text == "slow":
+            time.sleep(0.1)
+            text = "2"
         if text == "bug":
             raise ZeroDivisionError("a bug")
         if len(source) > largest_file:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,6 +142,21 @@ def test_a_jump_of_the_numbers_begins_a_batch() -> None:
     found = list(answers(given, runner))
     assert runner.batches == [[1, 2, 3, 4], [0], [1, 2, 3, 4], [3], [2]]
     assert [(batch.first, len(batch.rows)) for batch in found] == [(0, 4), (4, 1), (12, 4), (40, 1), (20, 1)]
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_rows_of_one_batch_are_consecutive(start: int) -> None:
+    runner = TextRunner()
+    given = itertools.chain(items([1, 2], start), items([3, 4], start + 9), items([0, 1], start + 12))
+    found = list(answers(given, runner, batch_size=100))
+    assert runner.batches == [[1, 2], [3, 4], [0, 1]]
+    assert [batch.first - start for batch in found] == [0, 9, 12]
+
+
+@pytest.mark.parametrize("slow", range(6))
+def test_a_batch_waits_for_its_slowest_image(slow: int) -> None:
+    kinds = [1] * 6
+    assert rows([*kinds[:slow], "slow", *kinds[slow + 1 :]]) == rows([*kinds[:slow], 2, *kinds[slow + 1 :]])
 
 
 def test_no_item_is_no_row() -> None:
@@ -280,3 +298,44 @@ def test_pixels_lie_in_memory_of_the_runner_where_it_offers_some() -> None:
 def test_as_many_threads_decode_as_there_are_cpus() -> None:
     assert Settings(1, 1).threads == usable_cpus()
     assert Settings(1, 1, decode_threads=3).threads == 3
+
+
+def test_ctrl_c_is_noticed_while_answers_are_waited_for() -> None:
+    computing = threading.Event()
+
+    def slow(values: list[int]) -> None:
+        computing.set()
+        time.sleep(0.3)
+
+    def interrupt() -> None:
+        computing.wait()
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(answers(itertools.repeat(1), TextRunner(compute=slow)))
+
+
+def test_the_bytes_of_a_bad_image_are_not_kept() -> None:
+    alive = 0
+
+    class Content(bytes):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    class Reader(TextReader):
+        def content(self, item: Item, largest: int) -> bytes:
+            nonlocal alive
+            alive += 1
+            return Content(item.place.encode())
+
+    gc.disable()
+    try:
+        settings = Settings(4, 1, decode_threads=2)
+        found = list(classify(items(["~1", "missing"] * 50), Reader(), TextRunner(), CARD, settings, Pace()))
+        assert [row.status for batch in found for row in batch.rows] == ["damaged", "missing"] * 50
+        assert alive == 0
+    finally:
+        gc.enable()

@@ -16,7 +16,7 @@ import pytest
 from export.errors import ProjectError, RunnerError
 from export.files import ROOT
 from pipeline.inference.classify import Settings, classify
-from pipeline.inference.gpus import divide_threads, parse_gpus, run_on_gpus
+from pipeline.inference.gpus import GRACE_SECONDS, divide_threads, parse_gpus, run_on_gpus
 from pipeline.inference.pace import Pace
 from tests.fakes.gpu_work import BATCH, FileWork, shards, written
 from tests.fakes.inference import CARD, TextReader, TextRunner, items
@@ -85,7 +85,7 @@ def test_a_shard_goes_on_where_it_was_left_and_no_more_processes_than_shards(tmp
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("kill", "its process was ended by SIGKILL."), ("memory", "the batch does not fit."), ("open", "nothing is free")],
+    [("kill", "its process was ended by SIGKILL."), ("open", "nothing is free")],
 )
 def test_another_gpu_takes_over_from_one_that_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str, said: str
@@ -120,9 +120,11 @@ def test_a_shard_that_ends_two_processes_ends_the_run(tmp_path: Path) -> None:
         ("bug", RuntimeError, "ZeroDivisionError: a bug"),
     ],
 )
-def test_an_error_of_all_gpus_ends_the_run(tmp_path: Path, fault: str, error: type[Exception], said: str) -> None:
+def test_an_error_that_is_not_the_gpu_s_ends_the_run(
+    tmp_path: Path, fault: str, error: type[Exception], said: str
+) -> None:
     with pytest.raises(error) as caught:
-        run(FileWork(tmp_path, ONE_FOUR, fault, (0, 1)))
+        run(FileWork(tmp_path, ONE_FOUR, fault, (0,)), gpus=(0,))
     assert type(caught.value) is error
     assert said in str(caught.value)
     wait_for_end(tmp_path, 0.0)
@@ -139,6 +141,17 @@ def test_ctrl_c_ends_all_processes_and_they_close_what_they_write(tmp_path: Path
     opened = [path.name.rpartition("-")[2] for path in tmp_path.glob("process-*")]
     assert [(tmp_path / f"closed-{gpu}").exists() for gpu in opened] == [True] * len(opened)
     assert 0 < len(written(tmp_path)) < 4000
+
+
+def test_a_process_that_still_opens_its_model_is_not_waited_for(tmp_path: Path) -> None:
+    def interrupt(statuses: Mapping[str, int]) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_gpus((0, 1), shards(8, 4), FileWork(tmp_path, KINDS[:8], "sleep", (1,)), 2, Pace(), interrupt)
+    assert time.monotonic() - began < GRACE_SECONDS
+    wait_for_end(tmp_path, 0.0)
 
 
 PARENT = """
