@@ -1,4 +1,4 @@
-"""Run a command as a process of its own, and watch it: seconds, memory, and the moment of its first row."""
+"""Run a command as a process of its own, and watch it: seconds and memory."""
 
 from __future__ import annotations
 
@@ -34,21 +34,19 @@ class Finished(NamedTuple):
         result: the JSON object of its last line on standard output.
         peak_bytes: most memory at a time, as the kernel counts it, up to the last look; None outside Linux.
         looks: its memory at every look.
-        noticed: seconds from the start until ``notice`` held; None where it never did.
     """
 
     seconds: float
     result: Mapping[str, Any]
     peak_bytes: int | None
     looks: tuple[Look, ...]
-    noticed: float | None
 
 
 def watch(
     command: Sequence[str],
     *,
     interval: float = INTERVAL,
-    notice: Callable[[], bool] | None = None,
+    at_each_look: Callable[[], object] = lambda: None,
     successes: Sequence[int] = (0,),
 ) -> Finished:
     """Run a command in the project's folder until it ends.
@@ -56,7 +54,7 @@ def watch(
     Args:
         command: its words.
         interval: seconds between two looks. Defaults to 0.05.
-        notice: asked at every look until it is true. Defaults to None: nothing is.
+        at_each_look: called then. Defaults to nothing.
         successes: exit statuses that count as success. Defaults to 0 alone.
 
     Raises:
@@ -71,7 +69,6 @@ def watch(
         waiting.start()
         looks: list[Look] = []
         peak: int | None = None
-        noticed: float | None = None
         try:
             while waiting.is_alive():
                 now = time.perf_counter() - start
@@ -79,8 +76,7 @@ def watch(
                 if "VmRSS" in status:
                     looks.append(Look(now, status["VmRSS"]))
                     peak = max(peak or 0, status["VmHWM"])
-                if notice is not None and noticed is None and notice():
-                    noticed = now
+                at_each_look()
                 waiting.join(interval)
         finally:
             if waiting.is_alive():
@@ -97,7 +93,7 @@ def watch(
         result = json.loads(text.strip().splitlines()[-1])
     except (ValueError, IndexError):
         raise ProjectError(f"Expected a line of JSON from `{words}`. Received: {text[-200:]!r}.") from None
-    return Finished(ends[0] - start, result, peak, tuple(looks), noticed)
+    return Finished(ends[0] - start, result, peak, tuple(looks))
 
 
 def without_folders(text: str) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
+from benchmarks.inference import first_answer
 from benchmarks.inference.command import COMPUTE_BOUND, DECODE_BOUND, LINES, SMALL, main
 from benchmarks.inference.record import COMPUTE, DECODE, ONE, OURS, SCRIPT, TUTORIAL, InferenceReport
 from benchmarks.inference.scenario import refuse_unlike
 from export.errors import ProjectError
+from export.ort_session import open_session
 from export.records import read_record
 from pipeline.recipe.load import load_recipe
 from pipeline.workflow.context import Context
+from tests import tiny_onnx
 from tests.conftest import Chain
 
 
@@ -56,6 +61,25 @@ def test_a_recipe_that_the_scripts_do_not_know_is_refused(made_chain: Chain) -> 
         refuse_unlike(context, ("stretch",), ("torch",))
 
 
+def test_the_first_answer_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note, session = tmp_path / "note", open_session(tiny_onnx.classifier().SerializeToString())
+    between: list[float] = []
+
+    def verb(words: list[str]) -> int:
+        assert words == ["infer", "x"]
+        assert not note.exists(), "before any answer"
+        for _ in range(2):
+            session.run(["logits"], {"images": tiny_onnx.pixels(1)})
+            between.append(time.monotonic())
+        return 3
+
+    monkeypatch.setattr(first_answer, "pipeline", verb)
+    start, run = time.monotonic(), onnxruntime.InferenceSession.run
+    assert first_answer.main([str(note), "infer", "x"]) == 3
+    assert start < float(note.read_text()) < between[0]
+    assert onnxruntime.InferenceSession.run is run
+
+
 @pytest.mark.slow
 def test_a_quick_run_of_every_candidate(
     finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -79,7 +103,9 @@ def test_a_quick_run_of_every_candidate(
                 assert candidate.same_answers == contest.images, "the same work"
         assert {one.verdict for one in contest.comparisons} == {None, "not decided"}, "two rounds decide nothing"
         assert {one.rounds for one in contest.comparisons if one.startup} == {2}
-    assert compute.limits[0].measured is not None
+    (first,) = compute.limits
+    assert first.measured is not None
+    assert first.measured >= 0
     (small,) = report.long_runs
     assert (small.error, small.rows, small.inputs) == ("", 200, 200)
     assert len(small.quarters_mib) == 4

@@ -27,13 +27,13 @@ def test_time_and_memory_are_those_of_the_process() -> None:
     assert [look.seconds for look in seen.looks] == sorted(look.seconds for look in seen.looks)
 
 
-def test_the_moment_that_a_row_appears_is_noticed(tmp_path: Path) -> None:
-    row = tmp_path / "row"
+def test_a_file_is_seen_while_the_process_runs(tmp_path: Path) -> None:
+    row, seen = tmp_path / "row", list[bool]()
     code = f"import time; time.sleep(0.3); open({str(row)!r}, 'w'); time.sleep(0.5); print('{{}}')"
-    seen = watch(python(code), notice=row.exists)
-    assert seen.noticed is not None
-    assert 0.3 <= seen.noticed < seen.seconds - 0.3
-    assert watch(python("print('{}')"), notice=lambda: False).noticed is None
+    watch(python(code), at_each_look=lambda: seen.append(row.exists()))
+    assert seen[0] is False
+    assert seen[-1] is True
+    assert sum(seen) > 3
 
 
 def test_a_failure_says_what_the_process_said() -> None:
