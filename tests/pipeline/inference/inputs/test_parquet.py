@@ -189,6 +189,15 @@ def test_what_is_kept_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
             assert rows._bytes == sum(map(len, rows._kept.values())) <= 10_000
 
 
+def test_rows_far_before_the_first_one_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "REACH", 5)
+    write("d.parquet", {"a": [image(row) for row in range(200)]})
+    with open("d.parquet", "rb", buffering=0) as file:
+        rows = parquet.ParquetRows(file, "d.parquet", None)
+        assert rows.row(100, 2**20) == image(100)
+        assert min(rows._kept) == 95
+
+
 def test_an_image_that_is_too_large_is_refused_alone() -> None:
     write("d.parquet", {"a": [b"1", b"x" * 5001, b"3"]})
     refused = ("too_large", "5,001 bytes, more than the 5,000 allowed")

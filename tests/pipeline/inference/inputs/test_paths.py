@@ -193,3 +193,8 @@ def test_a_named_file_is_taken_whatever_its_ending() -> None:
 @pytest.mark.parametrize("name", ["a.JPG", ".jpg", "a.b.c", "a.", "..a", "noending", "a b.tar.gz", "x.é"])
 def test_an_ending_is_what_python_says(name: str) -> None:
     assert ending_of(name) == Path(name).suffix.lower()
+
+
+def test_a_folder_named_twice_is_counted_once() -> None:
+    touch("p/1.jpg", "p/a.txt")
+    assert plan("p", "p/", "./p").left_out == {".txt": 1}

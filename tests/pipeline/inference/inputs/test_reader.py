@@ -104,3 +104,16 @@ def test_a_member_that_is_not_there_in_full_is_damaged(monkeypatch: pytest.Monke
         assert reader.content(only(made), 100) == b"abcdef"
     monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, size - 1, start) if size > 5 else b"")
     assert refusal(made, only(made)) == ("damaged", "the tar ends after 5 bytes of 6")
+
+
+def test_an_archive_that_changes_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tar("s.tar", {"a.jpg": b"abc"})
+    made = plan("s.tar")
+    pread = os.pread
+
+    def changing(file: int, size: int, start: int) -> bytes:
+        os.utime("s.tar", ns=(1, 1))
+        return pread(file, size, start)
+
+    monkeypatch.setattr(os, "pread", changing)
+    assert refusal(made, only(made)) == ("unreadable", "s.tar was changed after it was listed")

@@ -177,3 +177,20 @@ def test_inputs_beside_it_keep_their_order() -> None:
     with pipe(b"a.jpg\ny.jpg\n") as stdin:
         made = plan("x.jpg", "-", "y.jpg", lists=["list"], stdin=stdin)
     assert [item.path for item in made.items()] == ["x.jpg", "a.jpg", "y.jpg", "z.jpg"]
+
+
+def test_tars_of_equal_sizes_are_other_inputs() -> None:
+    digests = set()
+    for content in (b"1", b"2"):
+        with pipe(write_tar("s.tar", {"a.jpg": content}).read_bytes()) as stdin:
+            digests.add(plan("-", stdin=stdin).digest)
+    assert len(digests) == 2
+
+
+def test_few_bytes_at_a_time() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 7))
+
+    content = write_tar("s.tar", {"a.jpg": b"1"}).read_bytes()
+    assert only(plan("-", stdin=Slow(content))).path == "-/a.jpg"

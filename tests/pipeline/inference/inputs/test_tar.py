@@ -280,3 +280,24 @@ def test_a_tar_in_a_list_is_expanded_and_one_that_is_not_there_is_missing() -> N
         ("no.tar", "file"),
         ("folder.tar", "file"),
     ]
+
+
+def test_a_member_is_not_the_file_of_its_name() -> None:
+    write_tar("s.tar", {"a.jpg": b""})
+    assert [(item.path, item.kind) for item in plan("s.tar/a.jpg", "s.tar").items()] == [
+        ("s.tar/a.jpg", "problem"),
+        ("s.tar/a.jpg", "tar"),
+    ]
+
+
+def test_no_content_follows_a_link_whatever_size_it_states() -> None:
+    after = header(b"b.jpg", b"0", 3) + b"abc".ljust(512, b"\0") + bytes(1024)
+    Path("s.tar").write_bytes(header(b"a.jpg", b"2", 600) + after)
+    first, second = plan("s.tar").items()
+    assert (first.status, second.start, second.size) == ("not_a_file", 1024, 3)
+
+
+def test_an_extended_header_states_sizes_beyond_a_plain_ones() -> None:
+    said = header(b"h", b"x", 9) + b"9 size=3\n".ljust(512, b"\0")
+    Path("s.tar").write_bytes(said + header(b"a.jpg", b"0", 0) + b"abc".ljust(512, b"\0") + bytes(1024))
+    assert contents("s.tar") == {"s.tar/a.jpg": b"abc"}
