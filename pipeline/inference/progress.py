@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from export.words import count
 from pipeline.terminal.console import progress_bar
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Progress:
         """
         rate = (self.done - self._start) / seconds if seconds > 0 else 0.0
         left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        return f"  {self.done:,} of {self.total:,} images, {self.failed:,} failed, {_rate(rate)} images/s{left}"
+        return f"  {self.done:,} of {count(self.total, 'image')}, {self.failed:,} failed, {_rate(rate)} images/s{left}"
 
     def _show_failures(self) -> None:
         if self.failed:
