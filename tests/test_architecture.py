@@ -29,6 +29,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "README.md",
     "docs/recipe.md",
+    "docs/infer.md",
     "benchmarks/peers/README.md",
     "benchmarks/results/README.md",
 )

@@ -37,20 +37,20 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
         )
 
     def select(batch_size: int) -> Selection:
-        with context.invocation.completing_errors():
-            choice = select_model(
-                Artifacts(context.root),
-                context.settings,
-                args.backend,
-                args.precision,
-                args.allow_unverified,
-                batch_size,
-            )
+        choice = select_model(
+            Artifacts(context.root),
+            context.settings,
+            args.backend,
+            args.precision,
+            args.allow_unverified,
+            batch_size,
+        )
         if not (context.root / KERAS).is_file():
             log.info("%s is not here; %s classifies, which was compared with it when verified", KERAS, choice.name)
         return choice
 
-    result: Inference = infer(request, context.root / CARD, card, select, quiet=args.quiet)
+    with context.invocation.completing_errors():
+        result: Inference = infer(request, context.root / CARD, card, select, quiet=args.quiet)
     if result.images > _FEW and result.continued < result.images:
         log.info("%s images/s, %s", f"{result.pace['images_per_second']:,.0f}", result.sentence)
     output = "standard output" if request.output is None else str(request.output)
@@ -77,6 +77,7 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
         "model": result.choice.name,
         "backend": result.choice.backend,
         "verdict": result.choice.verdict,
+        "seconds": round(result.seconds, 3),
         **result.pace,
         "exit": cli.SOME_FAILED if result.failed else cli.DONE,
     }

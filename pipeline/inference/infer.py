@@ -7,7 +7,8 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -61,6 +62,7 @@ class Inference:
         statuses: number of rows by status, those of an earlier run that was continued included.
         continued: rows of an earlier run.
         left_out: number of files that were not taken, by ending.
+        seconds: from the listing of the inputs to the finished file.
         pace: the numbers of `Pace.summary`.
         sentence: which stage bounds the run.
         links: what ``--sort-into`` made. None: it was not asked for.
@@ -70,6 +72,7 @@ class Inference:
     statuses: Mapping[str, int]
     continued: int
     left_out: Mapping[str, int]
+    seconds: float
     pace: Mapping[str, object]
     sentence: str
     links: Sorted | None = None
@@ -112,15 +115,34 @@ def infer(
     Raises:
         ProjectError: nothing to classify, an output in use, or a backend that fails; rows that are there stay.
     """
+    began = time.perf_counter()
     if request.sort_into is not None:
-        check_sort_folder(request.sort_into)
+        _check_sort_folder(request.sort_into, request.inputs)
     if request.output is None:
         with temporary_folder(Path(tempfile.gettempdir()) / "pipeline-infer", mode=0o700) as folder:
             run = _Run(request, card, _plan(request, folder), select, quiet)
-            return run.to_stream()
+            result = run.to_stream()
+            return replace(result, seconds=time.perf_counter() - began)
     with RunFolder.take(request.output) as folder_of_run:
         run = _Run(request, card, _plan(request, folder_of_run.inputs), select, quiet)
-        return run.to_file(folder_of_run, sha256_file(card_path))
+        result = run.to_file(folder_of_run, sha256_file(card_path))
+        return replace(result, seconds=time.perf_counter() - began)
+
+
+def _check_sort_folder(folder: Path, inputs: Sequence[str]) -> None:
+    """Refuse a folder whose links the next run would classify, or that is not one of ours.
+
+    Raises:
+        ProjectError: it is one of the inputs or below one, or see `check_sort_folder`.
+    """
+    check_sort_folder(folder)
+    place = folder.absolute()
+    for name in inputs:
+        if Path(name).is_dir() and place.is_relative_to(Path(name).absolute()):
+            raise ProjectError(
+                f"Expected a folder outside of what is classified after --sort-into. Received: {folder}, which is in "
+                f"{name}: the next run would take its links for images. Name another."
+            )
 
 
 def _plan(request: Request, folder: Path) -> Plan:
@@ -215,6 +237,7 @@ class _Run:
             statuses=statuses,
             continued=0,
             left_out=self.plan.left_out,
+            seconds=0.0,
             pace=self.pace.summary(threads, self.processes),
             sentence=self.pace.sentence(threads, self.processes, gpu=self.choice.backend in ON_GPU),
         )

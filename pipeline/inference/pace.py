@@ -117,13 +117,13 @@ class Pace:
             processes: likewise. Defaults to 1.
 
         Returns:
-            dict[str, object]: "images_per_second" and "seconds" of this run, "bound_by" ("decode", "compute", "write",
-                or None), and "decode_busy", "compute_busy", "write_busy", shares of the time.
+            dict[str, object]: "classify_seconds" of this run, "images_per_second" in them, "bound_by" ("decode",
+                "compute", "write", or None), and "decode_busy", "compute_busy", "write_busy", shares of the time.
         """
         seconds = self.seconds
         return {
             "images_per_second": round(self.images / seconds, 3) if seconds else 0.0,
-            "seconds": round(seconds, 3),
+            "classify_seconds": round(seconds, 3),
             "bound_by": self.bound_by(threads, processes),
             **{f"{stage}_busy": round(share, 3) for stage, share in self.shares(threads, processes).items()},
         }

@@ -133,7 +133,7 @@ def test_more_threads_are_advised_where_there_are_cpus_for_them(monkeypatch: pyt
 def test_the_numbers_for_machines() -> None:
     assert counted(18.6, 3.1, 0.2).summary(2) == {
         "images_per_second": 100.0,
-        "seconds": 10.0,
+        "classify_seconds": 10.0,
         "bound_by": "decode",
         "decode_busy": 0.93,
         "compute_busy": 0.31,
@@ -148,4 +148,4 @@ def test_shares_of_several_processes_are_of_all_of_them() -> None:
 
 def test_a_run_of_nothing_has_numbers_too() -> None:
     summary = Pace().summary(2)
-    assert (summary["images_per_second"], summary["seconds"], summary["bound_by"]) == (0.0, 0.0, None)
+    assert (summary["images_per_second"], summary["classify_seconds"], summary["bound_by"]) == (0.0, 0.0, None)
