@@ -237,7 +237,7 @@ class _Listing:
                 yield problem(STANDARD_INPUT, f"more than the {LARGEST_FILE:,} bytes allowed", "too_large")
             else:
                 place = BESIDE_PLAN + copy.name
-                yield Found(STANDARD_INPUT, "file", place, 0, copy.size, copy.mark)
+                yield Found(STANDARD_INPUT, "file", place, 0, copy.size)
         elif kind == "tar":
             copy = copy_beside(self._file, head, stream, largest=None)
             yield from self._members(str(self._file.with_name(copy.name)), STANDARD_INPUT, copy)
@@ -268,7 +268,7 @@ class _Listing:
                     return
                 self._archives[place] = Archive(facts.st_size, time)
                 before = self._of_tars.endings.total()
-                yield from images_in_tar(file, path, place, time if copy is None else copy.mark, self._of_tars)
+                yield from images_in_tar(file, path, place, time, self._of_tars)
                 if self._of_tars.endings.total() > before:
                     self._tars.add(path)
         except OSError as error:

@@ -44,7 +44,7 @@ class Archive:
 
     Attributes:
         size: in bytes.
-        mtime_ns: when it changed, in nanoseconds.
+        mtime_ns: when it changed, in nanoseconds; 0 for a copy of standard input, which its name identifies.
         column: of a Parquet file, as it was named. Defaults to None: the only one that fits.
     """
 

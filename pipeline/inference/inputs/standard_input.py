@@ -40,15 +40,13 @@ class Copied(NamedTuple):
     """Standard input as a file.
 
     Attributes:
-        name: of the file, beside the plan.
+        name: of the file, beside the plan; the same content has the same name.
         size: in bytes.
-        mark: 63 bits of its content's hash, in place of a time: the same content is the same input.
         too_large: whether it was not copied to its end.
     """
 
     name: str
     size: int
-    mark: int
     too_large: bool
 
 
@@ -123,4 +121,4 @@ def copy_beside(plan: Path, head: bytes, stream: BinaryIO, largest: int | None =
     finally:
         temporary.unlink(missing_ok=True)
     too_large = largest is not None and size > largest
-    return Copied(name, size, int.from_bytes(digest.digest()[:8], "big") >> 1, too_large)
+    return Copied(name, size, too_large)
