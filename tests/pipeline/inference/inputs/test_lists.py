@@ -132,7 +132,7 @@ def test_a_line_is_not_expanded() -> None:
 def test_a_url_is_missing_with_the_reason(url: str) -> None:
     item = only(plan(lists=[write("list", url)]))
     assert (item.path, item.kind, item.status) == (url, "problem", "missing")
-    assert item.place == "which is a URL; download it, and name the file"
+    assert item.place == "is a URL; download it, and name the file"
 
 
 def test_paths_are_relative_to_the_working_directory() -> None:
