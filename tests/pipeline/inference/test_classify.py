@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.errors import ModelError, OutOfMemoryError, RunnerError, notes
+from export.errors import OutOfMemoryError, ProjectError, RunnerError, notes
 from pipeline.data.image_files import Budget
 from pipeline.inference.classify import Settings, batch_size_of, classify
 from pipeline.inference.items import Item
@@ -189,7 +189,7 @@ def test_a_probability_that_is_no_number_is_shown() -> None:
 def test_a_model_of_another_number_of_classes_answers_nothing() -> None:
     runner = TextRunner()
     runner.classes = 4  # type: ignore[misc]
-    with pytest.raises(ModelError, match="Expected 4 class names"):
+    with pytest.raises(ProjectError, match="Expected 4 class names"):
         rows([2], runner)
     assert runner.batches == []
 
