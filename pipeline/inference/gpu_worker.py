@@ -39,22 +39,14 @@ class Shard(Protocol):
         """Number of the row after its last one."""
 
 
-class Claimed(Protocol):
-    """A shard that this process writes."""
-
-    @property
-    def next(self) -> int:
-        """Number of the first row that is to do, the first one of a batch."""
-
-
 class ShardWriter(Protocol):
-    """Writes rows of the shards that it has claimed. One thread calls `claim` while another one calls `write`."""
+    """Writes rows of shards, one after another. One thread calls `next_row` while another one calls `write`."""
 
-    def claim(self, number: int) -> Claimed:
-        """Take a shard for this process."""
+    def next_row(self, number: int) -> int:
+        """Return the number of a shard's first row that is to do, the first one of a batch; the shard is not opened."""
 
     def write(self, rows: Rows) -> object:
-        """Write the rows of one batch of a claimed shard."""
+        """Write the rows of one batch."""
 
     def close(self) -> object:
         """Bring what was written to the disk and give the shards back."""
@@ -127,7 +119,7 @@ class _Parent:
         """Yield the items of a shard and of those that follow, as long as there are any."""
         shard: Shard | None = first
         while shard is not None:
-            yield from work.items(work.writer.claim(shard.number).next, shard.stop)
+            yield from work.items(work.writer.next_row(shard.number), shard.stop)
             self.send(Next())
             shard = self.receive()
 

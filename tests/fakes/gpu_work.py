@@ -16,6 +16,7 @@ from export.errors import OutOfMemoryError, ProjectError
 from pipeline.inference.classify import Settings
 from pipeline.inference.gpu_worker import Work
 from pipeline.inference.items import Item
+from pipeline.inference.output.run import open_worker
 from pipeline.inference.rows import Rows
 from tests.fakes.inference import CARD, TextReader, TextRunner, items
 
@@ -37,32 +38,29 @@ def shards(total: int, rows: int) -> list[Range]:
 class FileWriter:
     """A file of JSON lines for each shard: row number, path, status, classes, probabilities, process."""
 
-    def __init__(self, folder: Path, gpu: int) -> None:
-        self._folder, self._gpu = folder, gpu
-        self._claimed: dict[int, Range] = {}
+    def __init__(self, folder: Path, gpu: int, rows: int) -> None:
+        self._folder, self._gpu, self._rows = folder, gpu, rows
 
-    def claim(self, shard: Range) -> int:
-        path = self._path(shard)
+    def next_row(self, number: int) -> int:
+        path = self._path(number)
         with open(f"{path}.claims", "a") as file:
             file.write(f"{self._gpu}\n")
         done = len(path.read_text().splitlines()) if path.exists() else 0
-        self._claimed[shard.number] = shard
-        return shard.start + done
+        return number * self._rows + done
 
     def write(self, rows: Rows) -> None:
-        (shard,) = [shard for shard in self._claimed.values() if shard.start <= rows.first < shard.stop]
         lines = [
             json.dumps([rows.first + n, row.path, row.status, row.classes, row.probabilities])
             for n, row in enumerate(rows.rows)
         ]
-        with self._path(shard).open("a") as file:
+        with self._path(rows.first // self._rows).open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))
 
     def close(self) -> None:
         (self._folder / f"closed-{self._gpu}").touch()
 
-    def _path(self, shard: Range) -> Path:
-        return self._folder / f"{shard.number:06}"
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06}"
 
 
 def written(folder: Path) -> list[list[object]]:
@@ -83,6 +81,7 @@ class FileWork:
         of: the GPUs that do it; the others do not.
         seconds: of a batch.
         together: number of processes that have to be there before one begins.
+        rows: of a shard.
     """
 
     folder: Path
@@ -91,6 +90,7 @@ class FileWork:
     of: tuple[int, ...] = ()
     seconds: float = 0.0
     together: int = 1
+    rows: int = 8
 
     @contextlib.contextmanager
     def __call__(self, gpu: int, threads: int) -> Iterator[Work]:
@@ -113,7 +113,30 @@ class FileWork:
             return items(self.kinds[start:stop], start)
 
         settings = Settings(BATCH, 2, decode_threads=threads)
-        yield Work(of_rows, TextReader(), TextRunner(compute=compute), CARD, settings, FileWriter(self.folder, gpu))
+        yield Work(
+            of_rows, TextReader(), TextRunner(compute=compute), CARD, settings, FileWriter(self.folder, gpu, self.rows)
+        )
+
+
+@dataclass(frozen=True)
+class RunWork:
+    """Opens what writes the shards of a run's folder, as on a machine with GPUs.
+
+    Attributes:
+        folder: of the run.
+        kinds: of the images, see `tests.fakes.inference.items`.
+    """
+
+    folder: Path
+    kinds: Sequence[int | str]
+
+    @contextlib.contextmanager
+    def __call__(self, gpu: int, threads: int) -> Iterator[Work]:
+        def of_rows(start: int, stop: int) -> Iterator[Item]:
+            return items(self.kinds[start:stop], start)
+
+        settings = Settings(BATCH, 2, decode_threads=threads)
+        yield Work(of_rows, TextReader(), TextRunner(), CARD, settings, open_worker(self.folder))
 
 
 def fail(fault: str) -> None:

@@ -74,6 +74,13 @@ class ShardWriter:
                 raise
         return self._layout.shard(number, self._layout.last_mark(number).rows)
 
+    def next_row(self, number: int) -> int:
+        """Return the number of a shard's first row that is not on the disk, its stop where all are.
+
+        Nothing is opened or cut, so another thread may ask while this writer is at an earlier shard.
+        """
+        return self._layout.shard(number, self._layout.last_mark(number).rows).next
+
     def write(self, rows: Rows) -> None:
         """Write a batch, which has to be the next one of its shard; the shard is claimed if it is not open.
 

@@ -17,8 +17,10 @@ from export.errors import ProjectError, RunnerError
 from export.files import ROOT
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.gpus import GRACE_SECONDS, divide_threads, parse_gpus, run_on_gpus
+from pipeline.inference.output.run import RunFolder
+from pipeline.inference.output.spec import OutputSpec
 from pipeline.inference.pace import Pace
-from tests.fakes.gpu_work import BATCH, FileWork, shards, written
+from tests.fakes.gpu_work import BATCH, FileWork, RunWork, shards, written
 from tests.fakes.inference import CARD, TextReader, TextRunner, items
 
 KINDS = tuple("missing" if n % 7 == 3 else n % 4 for n in range(70))
@@ -39,9 +41,9 @@ class Counts(Counter[str]):
         self.update(statuses)
 
 
-def run(work: FileWork, gpus: tuple[int, ...] = (0, 1), rows: int = 8, pace: Pace | None = None) -> Counts:
+def run(work: FileWork, gpus: tuple[int, ...] = (0, 1), pace: Pace | None = None) -> Counts:
     counts = Counts()
-    run_on_gpus(gpus, shards(len(work.kinds), rows), work, 3, pace or Pace(), counts)
+    run_on_gpus(gpus, shards(len(work.kinds), work.rows), work, 3, pace or Pace(), counts)
     return counts
 
 
@@ -74,6 +76,25 @@ def test_two_gpus_write_the_rows_of_one_process(tmp_path: Path) -> None:
     assert pace.busy().images == 70
     assert pace.busy().compute == pytest.approx(0.36, rel=0.3)
     wait_for_end(tmp_path, 0.0)
+
+
+def test_processes_write_the_shards_of_a_run_s_folder(tmp_path: Path) -> None:
+    kinds, one, two = KINDS * 8, tmp_path / "one.csv", tmp_path / "two.csv"
+    batches = list(classify(items(kinds), TextReader(), TextRunner(), CARD, Settings(BATCH, 2), Pace()))
+    for output, first in ((one, batches), (two, batches[:7])):  # the other one is stopped within a shard
+        with RunFolder.take(output) as folder:
+            folder.begin({}, len(kinds), 2 * BATCH, OutputSpec("csv", 2))
+            for batch in first:
+                folder.write(batch)
+            if first is batches:
+                folder.finish()
+    with RunFolder.take(two) as folder:
+        folder.begin({}, len(kinds), 2 * BATCH, OutputSpec("csv", 2))
+        counts = Counts()
+        run_on_gpus((0, 1), folder.unfinished(), RunWork(folder.path, kinds), 4, Pace(), counts)
+        assert counts.total() == len(kinds) - 7 * BATCH
+        folder.finish()
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_shard_goes_on_where_it_was_left_and_no_more_processes_than_shards(tmp_path: Path) -> None:
@@ -134,7 +155,7 @@ def test_ctrl_c_ends_all_processes_and_they_close_what_they_write(tmp_path: Path
     def interrupt(statuses: Mapping[str, int]) -> None:
         raise KeyboardInterrupt
 
-    work = FileWork(tmp_path, (1,) * 4000, seconds=0.01)
+    work = FileWork(tmp_path, (1,) * 4000, seconds=0.01, rows=400)
     with pytest.raises(KeyboardInterrupt):
         run_on_gpus((0, 1), shards(4000, 400), work, 2, Pace(), interrupt)
     wait_for_end(tmp_path, 0.0)
@@ -149,7 +170,7 @@ def test_a_process_that_still_opens_its_model_is_not_waited_for(tmp_path: Path) 
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_on_gpus((0, 1), shards(8, 4), FileWork(tmp_path, KINDS[:8], "sleep", (1,)), 2, Pace(), interrupt)
+        run_on_gpus((0, 1), shards(8, 4), FileWork(tmp_path, KINDS[:8], "sleep", (1,), rows=4), 2, Pace(), interrupt)
     assert time.monotonic() - began < GRACE_SECONDS
     wait_for_end(tmp_path, 0.0)
 
@@ -162,7 +183,7 @@ from pipeline.inference.pace import Pace
 from tests.fakes.gpu_work import FileWork, shards
 
 if __name__ == "__main__":
-    work = FileWork(Path(sys.argv[1]), (1,) * 40000, seconds=0.01)
+    work = FileWork(Path(sys.argv[1]), (1,) * 40000, seconds=0.01, rows=4000)
     run_on_gpus((0, 1), shards(40000, 4000), work, 2, Pace(), lambda statuses: print("written", flush=True))
 """
 
