@@ -40,7 +40,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     """
     head = file.read(12)
     file.seek(0)
-    kind = _begins_as(head)
+    kind = begins_as(head)
     if kind == "HEIC":
         _take_heif()
     try:
@@ -76,8 +76,8 @@ def _take_heif() -> None:
             pillow_heif.register_heif_opener(thumbnails=False)
 
 
-def _begins_as(head: bytes) -> str:
-    """The format whose signature a file begins with; "" for none of the usual ones."""
+def begins_as(head: bytes) -> str:
+    """Return the format whose signature a file's first 12 bytes or more have; "" for none of the usual ones."""
     brand = head[8:12] if head[4:8] == b"ftyp" else b""
     signs = {
         "JPEG": head.startswith(b"\xff\xd8\xff"),

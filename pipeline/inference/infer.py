@@ -146,7 +146,9 @@ def _check_sort_folder(folder: Path, inputs: Sequence[str]) -> None:
 
 
 def _plan(request: Request, folder: Path) -> Plan:
-    plan = make_plan(request.inputs, request.lists, folder / "plan", column=request.column)
+    plan = make_plan(
+        request.inputs, request.lists, folder / "plan", column=request.column, largest_file=request.largest_file
+    )
     for line in plan.lines():
         log.warning("%s", line)
     if request.sort_into is not None:
@@ -182,13 +184,14 @@ class _Run:
     def to_stream(self) -> Inference:
         """Write the rows to standard output."""
         writer = StreamWriter(sys.stdout.buffer, self.spec)
-        self._classify(self.plan.items(), writer, Progress(len(self.plan), quiet=self.quiet), usable_cores())
+        with Progress(len(self.plan), quiet=self.quiet) as progress:
+            self._classify(self.plan.items(), writer, progress, usable_cores())
         return self._result(writer.counts())
 
     def to_file(self, run: RunFolder, card_digest: str) -> Inference:
         """Write the rows by way of the run's folder, from where an earlier run was stopped."""
-        former = run.former_identity().get(_THREADS)
-        threads = former if isinstance(former, int) and former and not self.request.restart else usable_cores()
+        former = None if self.request.restart else run.former_identity().get(_THREADS)
+        threads = former if isinstance(former, int) and former else usable_cores()
         run.begin(
             self._identity(card_digest, threads),
             len(self.plan),
@@ -198,17 +201,16 @@ class _Run:
         )
         before, shards = run.counts(), run.unfinished()
         done = sum(before.values())
-        progress = Progress(len(self.plan), done, done - before.get(OK, 0), quiet=self.quiet)
-        if shards and self.gpus:
-            self.choice.announce()
-            opener = _Opener(self.choice, self.plan.file, run.path, self.card, self.settings)
-            with progress:
+        with Progress(len(self.plan), done, done - before.get(OK, 0), quiet=self.quiet) as progress:
+            if shards and self.gpus:
+                self.choice.announce()
+                opener = _Opener(self.choice, self.plan.file, run.path, self.card, self.settings)
                 self.processes = run_on_gpus(
                     self.gpus, shards, opener, self.settings.threads, self.pace, partial(_count, progress)
                 )
-        elif shards:
-            items = (item for shard in shards for item in self.plan.items(shard.next, shard.stop))
-            self._classify(items, run, progress, threads)
+            elif shards:
+                items = (item for shard in shards for item in self.plan.items(shard.next, shard.stop))
+                self._classify(items, run, progress, threads)
         links: list[Sorted] = []
         folder = self.request.sort_into
         statuses = run.finish(None if folder is None else lambda: links.append(self._sort(folder)))
@@ -217,7 +219,7 @@ class _Run:
     def _classify(self, items: Iterable[Item], writer: _Writer, progress: Progress, threads: int) -> None:
         self.choice.announce()
         shown = RowLog(len(self.plan))
-        with open_choice(self.choice, self.settings, threads) as runner, open_reader(self.plan) as reader, progress:
+        with open_choice(self.choice, self.settings, threads) as runner, open_reader(self.plan) as reader:
             batches = classify(items, reader, runner, self.card, self.settings, self.pace)
             with contextlib.closing(batches):
                 for rows in batches:
@@ -228,7 +230,7 @@ class _Run:
 
     def _sort(self, folder: Path) -> Sorted:
         assert self.request.output is not None
-        return sort_into(folder, self.request.output, self.spec, self.card.classes, self.request.threshold)
+        return sort_into(folder, self.request.output, self.spec, self.card.classes)
 
     def _result(self, statuses: Mapping[str, int]) -> Inference:
         threads = self.settings.threads

@@ -53,6 +53,7 @@ def make_plan(
     file: Path,
     *,
     column: str | None = None,
+    largest_file: int = LARGEST_FILE,
     stdin: BinaryIO | None = None,
 ) -> Plan:
     """List every input, and write the plan.
@@ -64,13 +65,14 @@ def make_plan(
         lists: text files with a path a line, and CSV files; "-" is standard input.
         file: the plan's file; its folder is created. What comes by standard input is kept beside it.
         column: of CSV and Parquet files, where the images are. Defaults to None: found by its name or type.
+        largest_file: bytes of an image on standard input. Defaults to 512 MiB.
         stdin: standard input. Defaults to None: this process's.
 
     Raises:
         DataError: no input exists or there is no image at all, a list that cannot be read, no such column.
     """
     with PlanWriter(file) as writer:
-        listing = _Listing(file, column, stdin)
+        listing = _Listing(file, column, largest_file, stdin)
         for found in listing.all(inputs, lists):
             writer.add(found)
         if len(writer) == len(listing.missing):
@@ -82,13 +84,14 @@ class _Listing:
     """Goes through the inputs, and keeps what is to be said of them.
 
     Args:
-        file: see `make_plan`, as are column and stdin.
+        file: see `make_plan`, as are the others.
         column: likewise.
+        largest_file: likewise.
         stdin: likewise.
     """
 
-    def __init__(self, file: Path, column: str | None, stdin: BinaryIO | None) -> None:
-        self._file, self._column, self._stdin = file, column, stdin
+    def __init__(self, file: Path, column: str | None, largest_file: int, stdin: BinaryIO | None) -> None:
+        self._file, self._column, self._largest_file, self._stdin = file, column, largest_file, stdin
         self._left_out: list[LeftOut] = []
         self._of_tars = LeftOut("")
         self._tars = Some()
@@ -232,14 +235,14 @@ class _Listing:
         head = read_head(stream)
         kind = kind_of(head)
         if kind == "image":
-            copy = copy_beside(self._file, head, stream)
+            copy = copy_beside(self._file, head, stream, self._largest_file)
             if copy.too_large:
-                yield problem(STANDARD_INPUT, f"more than the {LARGEST_FILE:,} bytes allowed", "too_large")
+                yield problem(STANDARD_INPUT, f"more than the {self._largest_file:,} bytes allowed", "too_large")
             else:
                 place = BESIDE_PLAN + copy.name
                 yield Found(STANDARD_INPUT, "file", place, 0, copy.size)
         elif kind == "tar":
-            copy = copy_beside(self._file, head, stream, largest=None)
+            copy = copy_beside(self._file, head, stream)
             yield from self._members(str(self._file.with_name(copy.name)), STANDARD_INPUT, copy)
         elif kind == "list":
             yield from self._lines(paths_in_text(stream, "standard input", head))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from export.errors import ImageError
 from export.words import count
+from pipeline.data.image_files import check_bytes
 from pipeline.inference.inputs.parquet import ParquetRows
 from pipeline.inference.inputs.plan import Archive, Plan
 from pipeline.inference.items import Item
@@ -61,8 +62,7 @@ class Reader:
             raise ImageError(item.place, item.status)
         if item.kind == "file":
             return Path(item.place)
-        if item.size > largest:
-            raise ImageError(f"{count(item.size, 'byte')}, more than the {largest:,} allowed", "too_large")
+        check_bytes(item.size, largest)
         try:
             with self._held(item.place) as archive:
                 archive.check()

@@ -10,20 +10,10 @@ from typing import BinaryIO, NamedTuple
 
 from export.errors import DataError
 from export.files import commit_file, temporary_path
-from pipeline.data.image_files import LARGEST_FILE
+from pipeline.data.formats import begins_as
 
 HEAD = 2**16  # bytes that are looked at
 EXPECTED = "Expected an image, a tar or a list of paths on standard input."
-_BEGINS = (
-    b"\xff\xd8\xff",  # JPEG
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF
-    b"\0\0\0\x0cjP  \r\n\x87\n",  # JPEG 2000
-    b"\xff\x4f\xff\x51",  # its stream alone
-)
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevx", b"mif1", b"msf1")
 _BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 _NETPBM = re.compile(rb"P[2356]\s+(#|\d+\s+\d)")
 _OTHERS = {  # what neither comes as a stream nor is a list
@@ -84,10 +74,8 @@ def read_head(stream: BinaryIO) -> bytes:
 def kind_of(head: bytes) -> str:
     """Tell by its first bytes what a stream is: "image", "tar", "list", or other things in words, with advice."""
     if (
-        head.startswith(_BEGINS)
+        begins_as(head)
         or _NETPBM.match(head)
-        or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
-        or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
         or (head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BITMAP_HEADERS)
     ):
         return "image"
@@ -96,14 +84,14 @@ def kind_of(head: bytes) -> str:
     return next((what for begin, what in _OTHERS.items() if head.startswith(begin)), "list")
 
 
-def copy_beside(plan: Path, head: bytes, stream: BinaryIO, largest: int | None = LARGEST_FILE) -> Copied:
+def copy_beside(plan: Path, head: bytes, stream: BinaryIO, largest: int | None = None) -> Copied:
     """Copy standard input to a file beside the plan, which its content names.
 
     Args:
         plan: file of the plan.
         head: what was read before.
         stream: the rest.
-        largest: bytes; of more only the begin is copied. Defaults to the largest image; None: no limit.
+        largest: bytes; of more only the begin is copied. Defaults to None: no limit.
     """
     digest, size = hashlib.sha256(), 0
     plan.parent.mkdir(parents=True, exist_ok=True)

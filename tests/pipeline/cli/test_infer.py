@@ -329,6 +329,21 @@ def test_the_same_command_continues_and_gives_the_same_bytes(
     assert {path.name for path in tmp_path.iterdir()} == {out.name, undisturbed.name}
 
 
+def test_a_record_that_cannot_be_read_asks_for_restart_which_works(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    arguments = ["infer", str(finished_chain.images), "-o", str(out)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert finished_chain.run(*arguments) == 130
+    (tmp_path / "out.csv.run" / "run.json").write_text("{")
+    assert finished_chain.run(*arguments) == 2
+    assert "Begin anew with --restart." in errors(capsys)
+    assert finished_chain.run(*arguments, "--restart") == 0
+    assert len(read_rows(out)) == 384
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -20,8 +20,9 @@ def plan(
     column: str | None = None,
     stdin: BinaryIO | None = None,
     file: str = ".run/plan",
+    largest_file: int = 2**29,
 ) -> Plan:
-    return make_plan(inputs, lists, Path(file), column=column, stdin=stdin)
+    return make_plan(inputs, lists, Path(file), column=column, largest_file=largest_file, stdin=stdin)
 
 
 def paths(*inputs: str, lists: Sequence[str] = (), column: str | None = None) -> list[str]:

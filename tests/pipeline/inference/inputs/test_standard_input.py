@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from export.errors import DataError
-from pipeline.inference.inputs import standard_input
 from pipeline.inference.inputs.plan import read_plan
 from pipeline.inference.inputs.reader import open_reader
 from tests.pipeline.inference.inputs.parts import only, plan, touch
@@ -71,19 +70,19 @@ def test_the_same_image_is_the_same_input_and_another_is_not() -> None:
     assert len(digests) == 2
 
 
-def test_an_image_without_end_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_without_end_is_too_large() -> None:
     content = encoded("PNG") + bytes(10**6)
     with pipe(content) as stdin:
         assert only(plan("-", stdin=stdin)).size == len(content)
-    monkeypatch.setattr(standard_input.copy_beside, "__defaults__", (2**18,))
 
     class Endless(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             return b"\xff\xd8\xff".ljust(size or 0, b"x")
 
     touch("a.jpg")
-    item, _ = plan("-", "a.jpg", stdin=Endless()).items()
+    item, _ = plan("-", "a.jpg", stdin=Endless(), largest_file=2**18).items()
     assert (item.path, item.kind, item.status) == ("-", "problem", "too_large")
+    assert item.place == "more than the 262,144 bytes allowed"
     assert max(path.stat().st_size for path in Path(".run").iterdir()) < 2**21
 
 
