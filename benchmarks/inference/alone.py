@@ -4,7 +4,6 @@ Neither can be faster than the part takes; what the whole adds to the slower one
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,16 +15,12 @@ import numpy as np
 from pipeline.artifacts.paths import Artifacts
 from pipeline.cli import options
 from pipeline.runners.base import split_batches
+from pipeline.runners.cpus import usable_cpus
 from pipeline.serving.select_model import select_model
 from pipeline.terminal.command_line import Parser
 from pipeline.workflow.context import Context
 
 PARTS = ("compute", "decode")
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compute_alone(context: Context, paths: Sequence[Path]) -> float:

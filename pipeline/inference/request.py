@@ -20,12 +20,12 @@ class Request:
         format: of the rows.
         batch_size: images at a time, at most.
         top_k: classes in each row, at most.
-        threshold: a class with a smaller probability is left out of its row; 0 to 1.
+        threshold: a class with a smaller probability, 0 to 1, is left out of its row.
         embeddings: Parquet file for the features before the last layer. None: none.
         sort_into: folder for links by class. None: none.
         csv_safe: put an apostrophe before cells that a spreadsheet would compute.
         keep_damaged: answer damaged JPEGs too.
-        decode_threads: 0: one for each core of this process.
+        decode_threads: threads; 0: one for each CPU of this process.
         largest_file: in bytes.
         shard_rows: rows of a shard, before they are rounded up to whole batches.
         gpus: "all", or indices separated by commas. None: ``runtime.device`` alone.

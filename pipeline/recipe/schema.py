@@ -445,7 +445,7 @@ class Infer:
     batch_size: Annotated[BatchSize, "images that are classified at once"] = 32
     top_k: Annotated[Positive, "best classes in each row"] = 3
     decode_threads: Annotated[
-        int, within(0, 1024), "threads that decode images; 0: one for each core of this process"
+        int, within(0, 1024), "threads that decode images; 0: one for each CPU of this process"
     ] = 0
     max_file_mib: Annotated[int, within(1, 1 << 20), "a larger file is not read, its row is `too_large`"] = 512
     shard_rows: Annotated[

@@ -68,11 +68,11 @@ def test_a_warning_is_given_once_and_an_error_each_time(capsys: pytest.CaptureFi
 def test_who_interrupts_reads_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     def stop(_: argparse.Namespace) -> dict[str, Any]:
         error = KeyboardInterrupt()
-        error.add_note("3 rows are in x.partial.")
+        error.add_note("3 rows are in x.run.")
         raise error
 
     assert options.run_command(parser(), [], stop) == 130
-    assert capsys.readouterr().err == "error: Interrupted. 3 rows are in x.partial.\n"
+    assert capsys.readouterr().err == "error: Interrupted. 3 rows are in x.run.\n"
 
 
 @pytest.mark.parametrize(("ran", "rows", "fails"), [(True, 0, True), (True, 4, False), (False, 4, False)])
