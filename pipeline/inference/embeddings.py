@@ -15,7 +15,7 @@ from export.errors import RunnerError
 from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Top, top_k_of
-from pipeline.runners.onnxruntime import DEVICES, Device, OnnxRunner
+from pipeline.runners.onnxruntime import DEVICES, OnnxRunner
 
 if TYPE_CHECKING:
     import onnx
@@ -37,40 +37,11 @@ _ROUNDING: Final = frozenset({"Cast", "Identity", "QuantizeLinear", "DequantizeL
 class EmbeddingRunner(OnnxRunner):
     """Runs an exported ONNX file whose graph gives the features too. Its other answers stay bit-identical.
 
-    Args:
-        path: see `OnnxRunner`.
-        precision: likewise. Defaults to "fp32".
-        device: "cpu" or "cuda". Defaults to "cpu".
-        gpu: index of the GPU. Defaults to 0.
-        max_batch: a larger input is split. Defaults to 256.
-        threads: see `OnnxRunner`. Defaults to 0.
-        spinning: likewise. Defaults to True.
-
     Attributes:
         features: of an open runner: number of values of an image.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        precision: str = "fp32",
-        device: Device = "cpu",
-        gpu: int = 0,
-        max_batch: int = 256,
-        threads: int = 0,
-        spinning: bool = True,
-    ) -> None:
-        super().__init__(
-            path,
-            precision=precision,
-            device=device,
-            gpu=gpu,
-            max_batch=max_batch,
-            threads=threads,
-            spinning=spinning,
-        )
-        self.features = 0
+    features = 0
 
     def __enter__(self) -> EmbeddingRunner:
         super().__enter__()

@@ -119,7 +119,6 @@ class _Listing:
             total.update(one.endings)
         return {
             "left_out": by_number(total),
-            "links": sum(one.links.number for one in all_left_out),
             "notes": [line for one in all_left_out for line in one.lines()],
             "archives": {place: astuple(archive) for place, archive in self._archives.items()},
         }

@@ -63,7 +63,6 @@ class Plan:
         file: the plan's file.
         digest: sha256 of what was found: each item's path, kind, place, size and its file's time.
         left_out: how many files are not taken, by ending.
-        links: how many links to folders were not followed.
         notes: what a person should know of the listing.
         archives: tars and Parquet files, by their place.
     """
@@ -71,7 +70,6 @@ class Plan:
     file: Path
     digest: str
     left_out: Mapping[str, int]
-    links: int
     notes: tuple[str, ...]
     archives: Mapping[str, Archive]
     _count: int = field(repr=False)
@@ -198,7 +196,7 @@ class PlanWriter:
         """Leave out what was named before, and put the file in its place.
 
         Args:
-            facts: the plan's left_out, links, notes and archives, for JSON.
+            facts: the plan's left_out, notes and archives, for JSON.
         """
         self._out.flush()
         raw = self._temporaries[-1]
@@ -304,7 +302,6 @@ def read_plan(file: Path) -> Plan:
         file=file,
         digest=digest.hex(),
         left_out=facts["left_out"],
-        links=facts["links"],
         notes=tuple(facts["notes"]),
         archives={beside(file, place): Archive(*values) for place, values in facts["archives"].items()},
         _count=facts["count"],

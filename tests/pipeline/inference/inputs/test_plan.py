@@ -20,7 +20,7 @@ from tests.pipeline.inference.inputs.parts import plan, touch
 
 TEXTS = st.binary(max_size=40).map(os.fsdecode)
 SIZES = st.integers(-1, 2**63 - 1)
-FACTS = {"left_out": {}, "links": 0, "notes": [], "archives": {}}
+FACTS = {"left_out": {}, "notes": [], "archives": {}}
 
 
 def written(found: list[Found], file: str = "plan") -> Plan:
