@@ -7,8 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol
@@ -17,7 +16,7 @@ from export.errors import OutOfMemoryError, ProjectError, RunnerError, notes
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.items import Item, ItemReader
 from pipeline.inference.pace import Busy, Pace
-from pipeline.inference.rows import Rows
+from pipeline.inference.rows import Row, Rows
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.base import Runner
 from pipeline.terminal.processes import TERMINATED, Terminated, terminated_as_interrupted
@@ -87,10 +86,10 @@ class Next(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A process wrote a batch."""
+    """A process wrote a batch: the number of its first row, and its rows."""
 
     first: int
-    statuses: Mapping[str, int]
+    rows: Sequence[Row]
 
 
 class Failed(NamedTuple):
@@ -156,7 +155,7 @@ def _classify_shards(parent: _Parent, gpu: int, opener: Opener, threads: int) ->
             items = parent.items(first, work)
             for rows in classify(items, work.reader, work.runner, work.card, work.settings, pace):
                 work.writer.write(rows)
-                parent.send(Written(rows.first, Counter(row.status for row in rows.rows)))
+                parent.send(Written(rows.first, rows.rows))
             parent.send(Idle(pace.busy()))
 
 

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from export.errors import ProjectError, RunnerError
 from export.words import count, listed
 from pipeline.inference.gpu_worker import Failed, Idle, Next, Opener, Shard, Written, work_for
 from pipeline.inference.pace import Pace
+from pipeline.inference.rows import Row
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run_on_gpus(
     opener: Opener,
     threads: int,
     pace: Pace,
-    on_rows: Callable[[Mapping[str, int]], object],
+    on_rows: Callable[[Sequence[Row]], object],
 ) -> int:
     """Classify shards by a process for each GPU; the rows are those of one process, whichever wrote them.
 
@@ -77,7 +78,7 @@ def run_on_gpus(
         opener: opens what a process needs; it is pickled.
         threads: that decode, in all processes together.
         pace: gets the busy times of all processes.
-        on_rows: called with the number of rows of each status, whenever a batch is written.
+        on_rows: called with the rows of each batch when they are written.
 
     Returns:
         int: number of processes.
@@ -149,7 +150,7 @@ class _Worker:
 class _Crew:
     """A context manager of the processes: they end with the block."""
 
-    def __init__(self, shards: Sequence[Shard], pace: Pace, on_rows: Callable[[Mapping[str, int]], object]) -> None:
+    def __init__(self, shards: Sequence[Shard], pace: Pace, on_rows: Callable[[Sequence[Row]], object]) -> None:
         self._waiting = deque(shards)
         self._pace = pace
         self._on_rows = on_rows
@@ -220,8 +221,8 @@ class _Crew:
         elif isinstance(message, Next):
             worker.give(self._waiting.popleft() if self._waiting else None)
         elif isinstance(message, Written):
-            worker.written(message.first, sum(message.statuses.values()))
-            self._on_rows(message.statuses)
+            worker.written(message.first, len(message.rows))
+            self._on_rows(message.rows)
         elif isinstance(message, Failed):
             worker.failure = message.error
             if not message.lost:

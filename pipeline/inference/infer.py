@@ -38,7 +38,7 @@ from pipeline.inference.pace import Pace
 from pipeline.inference.progress import Progress
 from pipeline.inference.request import Request
 from pipeline.inference.row_log import RowLog
-from pipeline.inference.rows import OK, Rows
+from pipeline.inference.rows import OK, Row, Rows
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.base import Runner
 from pipeline.runners.cpus import usable_cores
@@ -205,9 +205,11 @@ class _Run:
             if shards and self.gpus:
                 self.choice.announce()
                 opener = _Opener(self.choice, self.plan.file, run.path, self.card, self.settings)
+                shown = RowLog(len(self.plan))
                 self.processes = run_on_gpus(
-                    self.gpus, shards, opener, self.settings.threads, self.pace, partial(_count, progress)
+                    self.gpus, shards, opener, self.settings.threads, self.pace, partial(_show, shown, progress)
                 )
+                shown.close()
             elif shards:
                 items = (item for shard in shards for item in self.plan.items(shard.next, shard.stop))
                 self._classify(items, run, progress, threads)
@@ -224,8 +226,7 @@ class _Run:
             with contextlib.closing(batches):
                 for rows in batches:
                     writer.write(rows)
-                    shown.add(rows.rows)
-                    progress.update(len(rows.rows), sum(row.status != OK for row in rows.rows))
+                    _show(shown, progress, rows.rows)
         shown.close()
 
     def _sort(self, folder: Path) -> Sorted:
@@ -292,9 +293,9 @@ def _versions(backend: str) -> Iterator[str]:
             yield f"{name} {version(name)}"
 
 
-def _count(progress: Progress, statuses: Mapping[str, int]) -> None:
-    rows = sum(statuses.values())
-    progress.update(rows, rows - statuses.get(OK, 0))
+def _show(shown: RowLog, progress: Progress, rows: Sequence[Row]) -> None:
+    shown.add(rows)
+    progress.update(len(rows), sum(row.status != OK for row in rows))
 
 
 def open_choice(choice: Selection, settings: Settings, threads: int) -> Runner:

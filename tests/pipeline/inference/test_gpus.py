@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from pipeline.inference.gpus import GRACE_SECONDS, divide_threads, parse_gpus, r
 from pipeline.inference.output.run import RunFolder
 from pipeline.inference.output.spec import OutputSpec
 from pipeline.inference.pace import Pace
+from pipeline.inference.rows import Row
 from tests.fakes.gpu_work import BATCH, FileWork, RunWork, shards, written
 from tests.fakes.inference import CARD, TextReader, TextRunner, items
 
@@ -37,8 +38,8 @@ def expected(kinds: tuple[int | str, ...]) -> list[list[object]]:
 
 
 class Counts(Counter[str]):
-    def __call__(self, statuses: Mapping[str, int]) -> None:
-        self.update(statuses)
+    def __call__(self, rows: Sequence[Row]) -> None:
+        self.update(row.status for row in rows)
 
 
 def run(work: FileWork, gpus: tuple[int, ...] = (0, 1), pace: Pace | None = None) -> Counts:
@@ -152,7 +153,7 @@ def test_an_error_that_is_not_the_gpu_s_ends_the_run(
 
 
 def test_ctrl_c_ends_all_processes_and_they_close_what_they_write(tmp_path: Path) -> None:
-    def interrupt(statuses: Mapping[str, int]) -> None:
+    def interrupt(rows: Sequence[Row]) -> None:
         raise KeyboardInterrupt
 
     work = FileWork(tmp_path, (1,) * 4000, seconds=0.01, rows=400)
@@ -165,7 +166,7 @@ def test_ctrl_c_ends_all_processes_and_they_close_what_they_write(tmp_path: Path
 
 
 def test_a_process_that_still_opens_its_model_is_not_waited_for(tmp_path: Path) -> None:
-    def interrupt(statuses: Mapping[str, int]) -> None:
+    def interrupt(rows: Sequence[Row]) -> None:
         raise KeyboardInterrupt
 
     began = time.monotonic()
@@ -180,11 +181,12 @@ import sys
 from pathlib import Path
 from pipeline.inference.gpus import run_on_gpus
 from pipeline.inference.pace import Pace
+from pipeline.inference.rows import Row
 from tests.fakes.gpu_work import FileWork, shards
 
 if __name__ == "__main__":
     work = FileWork(Path(sys.argv[1]), (1,) * 40000, seconds=0.01, rows=4000)
-    run_on_gpus((0, 1), shards(40000, 4000), work, 2, Pace(), lambda statuses: print("written", flush=True))
+    run_on_gpus((0, 1), shards(40000, 4000), work, 2, Pace(), lambda rows: print("written", flush=True))
 """
 
 
