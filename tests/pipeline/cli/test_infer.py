@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from export.files import ROOT
 from export.tensorrt.driver import driver_status
 from pipeline.data.decode import DecodeSpec
+from pipeline.inference import infer
 from pipeline.inference.output.run import RunFolder
 from pipeline.inference.progress import Progress
 from tests.conftest import CLASSES, Chain
@@ -442,6 +444,29 @@ def test_gpus_need_a_gpu(finished_chain: Chain, photo: str, tmp_path: Path, caps
 
 
 # --- the same answers as were verified ---
+
+
+def test_two_gpus_give_the_rows_of_one_process(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are the CPU, taken for GPUs."""
+    bad = tmp_path / "bad.png"
+    bad.write_text("not an image")
+    arguments = ["infer", str(finished_chain.images), str(bad), "--batch-size", "8", "--json", "-o"]
+    assert finished_chain.run(*arguments, str(tmp_path / "one.csv")) == 3
+    monkeypatch.setattr(infer, "ON_GPU", ("onnxruntime",))
+    devices = SimpleNamespace(devices=("first", "second"))
+    monkeypatch.setattr(infer, "driver_status", lambda: devices)
+    capsys.readouterr()
+    assert finished_chain.run(*arguments, str(tmp_path / "two.csv"), "--gpus", "all") == 3
+    one, two = (
+        [[row["path"], row["status"], row["class"], row["width"]] for row in read_rows(tmp_path / name)]
+        for name in ("one.csv", "two.csv")
+    )
+    assert two == one
+    captured = capsys.readouterr()
+    assert f"error: {bad}: not an image that Pillow can read (not_an_image)\n" in captured.err
+    assert json.loads(captured.out)["statuses"] == {"ok": 384, "not_an_image": 1}
 
 
 def test_infer_answers_what_was_verified(finished_chain: Chain, tmp_path: Path) -> None:
