@@ -26,22 +26,22 @@ def none_exists(missing: Sequence[str]) -> str:
     if len(missing) == 1:
         path = missing[0]
         stop = "" if (why := why_missing(path)).endswith("?") else "."
-        return f"Expected an image or a folder of images. Received: {path or repr(path)}, {why}{stop}"
+        return f"Expected an image or a folder of images. Received: {path or repr(path)}, which {why}{stop}"
     return f"Expected images or folders of images. Received: {listed(missing)}, of which none exists."
 
 
 def why_missing(path: str, search: bool = True) -> str:
-    """Return why nothing is read for a path, as the end of a sentence without its stop.
+    """Return why nothing is read for a path: a sentence that begins with its verb and has no stop.
 
     Args:
         path: it.
         search: whether to look for a name that is like it. Defaults to True.
     """
     if not path:
-        return "which is an empty name"
+        return "is an empty name"
     if URL.match(path):
-        return "which is a URL; download it, and name the file"
-    fault = "which is a pattern that matches nothing" if looks_like_pattern(path) else "which does not exist"
+        return "is a URL; download it, and name the file"
+    fault = "is a pattern that matches nothing" if looks_like_pattern(path) else "does not exist"
     near = nearest(path) if search else None
     return f"{fault}; did you mean {near!r}?" if near else fault
 

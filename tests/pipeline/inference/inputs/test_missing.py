@@ -54,7 +54,7 @@ def test_others_exist() -> None:
         ("photos/*.gif", "problem", "missing"),
         ("s3://b/x.jpg", "problem", "missing"),
     ]
-    assert next(made.items()).place == "which does not exist; did you mean 'photos'?"
+    assert next(made.items()).place == "does not exist; did you mean 'photos'?"
 
 
 def test_one_is_missing_and_the_others_hold_no_image() -> None:

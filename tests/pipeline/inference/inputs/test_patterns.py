@@ -85,7 +85,7 @@ def test_a_file_of_that_name_wins() -> None:
 def test_a_pattern_that_matches_nothing_is_missing() -> None:
     first, second = plan("p/*.gif", "p/a.jpg").items()
     assert (first.path, first.kind, first.status) == ("p/*.gif", "problem", "missing")
-    assert first.place == "which is a pattern that matches nothing"
+    assert first.place == "is a pattern that matches nothing"
     assert second.path == "p/a.jpg"
     with pytest.raises(DataError) as told:
         plan("p/*.gif")

@@ -33,7 +33,7 @@ def test_a_file_is_its_path_whatever_is_there() -> None:
 def test_a_problem_has_its_reason_and_status() -> None:
     touch("a.jpg")
     made = plan("no.jpg", "a.jpg")
-    assert refusal(made, next(made.items())) == ("missing", "which does not exist; did you mean 'a.jpg'?")
+    assert refusal(made, next(made.items())) == ("missing", "does not exist; did you mean 'a.jpg'?")
 
 
 def test_a_member_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
