@@ -47,7 +47,7 @@ class Budget:
 
 
 LARGEST_FILE = 2**29  # 512 MiB: 179 megapixels of RGB without any compression
-_BYTES = Budget(LARGEST_FILE)  # bytes of files in memory, in all threads together
+FILE_BYTES = Budget(LARGEST_FILE)  # of files and members of archives in memory, in all threads together
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def image_file(path: Path, largest: int = LARGEST_FILE) -> Iterator[bytes]:
     Raises:
         ImageError: it is missing, cannot be read, is no regular file, or too large.
     """
-    with _opened(path, largest) as (file, size), _BYTES.hold(size):
+    with _opened(path, largest) as (file, size), FILE_BYTES.hold(size):
         with as_image_error():
             data = file.read(size)
         yield data
@@ -84,7 +84,7 @@ def open_image_file(path: Path) -> Iterator[io.BufferedReader]:
     Raises:
         ImageError: it is missing, cannot be read, is no regular file, or larger than 512 MiB.
     """
-    with _opened(path, LARGEST_FILE) as (file, size), _BYTES.hold(size):
+    with _opened(path, LARGEST_FILE) as (file, size), FILE_BYTES.hold(size):
         yield file
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from export.errors import ImageError, RunnerError
-from pipeline.data.image_files import LARGEST_FILE
+from pipeline.data.image_files import FILE_BYTES, LARGEST_FILE
 from pipeline.inference.embeddings import EmbeddingRunner
 from pipeline.inference.items import Item, ItemReader
 from pipeline.inference.overlap import Batch, Failure, Overlap, Picture
@@ -131,8 +131,11 @@ def classify(
 def _decode_into(slot: np.ndarray, item: Item, reader: ItemReader, card: ModelCard, settings: Settings) -> Picture:
     if item.kind == "problem":
         raise ImageError(item.place, item.status)
-    content = reader.content(item, settings.largest_file)
-    decoded = card.decode.decode(content, keep_damaged=settings.keep_damaged, largest_file=settings.largest_file)
+    largest = settings.largest_file
+    # Of a tar's members the size is listed; rows of a Parquet file are in its reader's memory already.
+    with FILE_BYTES.hold(item.size if item.kind == "tar" and item.size <= largest else 0):
+        content = reader.content(item, largest)
+        decoded = card.decode.decode(content, keep_damaged=settings.keep_damaged, largest_file=largest)
     slot[:] = decoded.pixels
     return Picture(decoded.width, decoded.height, decoded.damage)
 

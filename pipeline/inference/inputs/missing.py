@@ -31,7 +31,7 @@ def none_exists(missing: Sequence[str]) -> str:
 
 
 def why_missing(path: str, search: bool = True) -> str:
-    """Return why nothing is read for a path: a sentence that begins with its verb and has no stop.
+    """Return why nothing is read for a path, as the end of a sentence that begins with it, without its stop.
 
     Args:
         path: it.

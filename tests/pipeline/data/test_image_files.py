@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pipeline.serving.classify import classify, find_images
 
 from export.errors import DataError, ImageError
 from pipeline.data.dataset import load_image_set
-from pipeline.data.decode import load_image
+from pipeline.data.decode import DecodeSpec, load_image
 from pipeline.data.image_files import LARGEST_FILE, hash_image_file, image_file
 from pipeline.recipe.schema import Data
 from tests.bounded import attempts
-from tests.pipeline.serving.test_classify import CARD, Runner
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 
@@ -36,45 +34,24 @@ def sound(path: Path, grey: int = 7) -> Path:
 
 @needs_pipes
 @pytest.mark.timeout(30)
-def test_rows_of_what_is_no_image_file(tmp_path: Path) -> None:
+def test_what_is_no_image_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     link = tmp_path / "link.png"
     link.symlink_to(tmp_path / "pipe.png")
     large = sparse(tmp_path / "large.png", 6 * 2**30)
     named = [tmp_path / "pipe.png", link, Path("/dev/zero"), large, sound(tmp_path / "sound.png", 2)]
-    assert find_images(named) == named
-    rows = list(classify(named, Runner(), CARD, 8, 1))
-    assert [row["error"] for row in rows] == [
+    decode = DecodeSpec((4, 4), "stretch")
+
+    def reason(path: Path) -> str:
+        try:
+            decode.pixels(path)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+    assert [reason(path) for path in named] == [
         "a pipe, not a regular file", "a pipe, not a regular file", "a device, not a regular file",
         f"6,442,450,944 bytes, more than the {LARGEST_FILE:,} allowed", "",
-    ]  # fmt: skip
-    assert rows[4]["class"] == "two"
-
-
-@needs_pipes
-def test_a_pipe_in_a_folder_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    os.mkfifo(tmp_path / "pipe.png")
-    image = sound(tmp_path / "sound.png")
-    assert find_images([tmp_path]) == [image]
-    assert "1 pipe or device (pipe.png)" in caplog.text
-
-
-def test_what_no_image_ending_has_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    for name in ("IMG_1.DNG", "notes.txt", ".DS_Store", "Thumbs.db"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(DataError, match=r"none in .*, but 1 \.dng, 1 \.txt\. Convert those that are images\."):
-        find_images([tmp_path])
-    image = sound(tmp_path / "sound.png")
-    assert find_images([tmp_path]) == [image]
-    assert f"left out below {tmp_path}: 1 .dng, 1 .txt" in caplog.text
-
-
-def test_a_path_that_is_named_twice_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = sound(tmp_path / "a.png"), sound(tmp_path / "inner" / "b.png")
-    monkeypatch.chdir(tmp_path)
-    assert find_images([tmp_path, tmp_path / "inner", Path("a.png"), tmp_path]) == [first, second]
-    assert find_images([Path("inner/b.png"), Path("./inner/../inner"), Path("a.png")]) == [
-        Path("inner/b.png"), Path("a.png"),
     ]  # fmt: skip
 
 

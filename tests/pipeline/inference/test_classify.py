@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.errors import ModelError, OutOfMemoryError, RunnerError, notes
+from export.errors import OutOfMemoryError, ProjectError, RunnerError, notes
+from pipeline.data.image_files import Budget
 from pipeline.inference.classify import Settings, batch_size_of, classify
 from pipeline.inference.items import Item
 from pipeline.inference.pace import Pace
@@ -188,7 +189,7 @@ def test_a_probability_that_is_no_number_is_shown() -> None:
 def test_a_model_of_another_number_of_classes_answers_nothing() -> None:
     runner = TextRunner()
     runner.classes = 4  # type: ignore[misc]
-    with pytest.raises(ModelError, match="Expected 4 class names"):
+    with pytest.raises(ProjectError, match="Expected 4 class names"):
         rows([2], runner)
     assert runner.batches == []
 
@@ -339,3 +340,25 @@ def test_the_bytes_of_a_bad_image_are_not_kept() -> None:
         assert alive == 0
     finally:
         gc.enable()
+
+
+def test_members_of_archives_wait_for_memory_as_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.inference.classify.FILE_BYTES", Budget(100))
+    lock, open_now, most = threading.Lock(), 0, 0
+
+    class Reader(TextReader):
+        def content(self, item: Item, largest: int) -> bytes:
+            nonlocal open_now, most
+            with lock:
+                open_now += item.size
+                most = max(most, open_now)
+            time.sleep(0.005)
+            with lock:
+                open_now -= item.size
+            return item.place.encode()
+
+    members = [item._replace(kind="tar", size=60 if item.row < 4 else 30) for item in items([1] * 12)]
+    settings = Settings(4, 1, decode_threads=4)
+    rows = [row for batch in classify(members, Reader(), TextRunner(), CARD, settings, Pace()) for row in batch.rows]
+    assert [row.status for row in rows] == ["ok"] * 12
+    assert 60 <= most <= 100

@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from export.errors import RunnerError
+from pipeline.inference.classify import Settings, classify
+from pipeline.inference.inputs.reader import PathReader
+from pipeline.inference.items import Item
+from pipeline.inference.pace import Pace
 from pipeline.runners.base import Outputs, Top, top_k_of
-from pipeline.serving.classify import classify, row_columns
 from tests.made_records import make_card
 
 CARD = make_card()
@@ -67,14 +70,12 @@ def test_images_are_classified_by_their_best_classes_alone(tmp_path: Path, top_k
         Image.fromarray(np.full((8, 8, 3), index, np.uint8)).save(path)
     paths[3].write_bytes(b"no image")
     runner = TopRunner()
-    rows = list(classify(paths, runner, CARD, batch_size=2, top_k=top_k))
-    assert runner.asked == [(2, k), (1, k), (1, k)]
-    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error", "ok"]
+    items = [Item(row, str(path), "file", str(path)) for row, path in enumerate(paths)]
+    batches = list(classify(items, PathReader(), runner, CARD, Settings(2, top_k), Pace()))
+    assert runner.asked == [(2, k), (2, k), (1, k)]
+    rows = [row for batch in batches for row in batch.rows]
+    assert [row.status for row in rows] == ["ok", "ok", "ok", "not_an_image", "ok"]
     for index in (0, 1, 2, 4):
-        names = [CARD.classes[(index + rank) % 3] for rank in range(k)]
-        row = rows[index]
-        assert list(row) == row_columns(k)
-        assert [row["class" if rank == 1 else f"class_{rank}"] for rank in range(1, k + 1)] == names
-        found = [row["probability" if rank == 1 else f"probability_{rank}"] for rank in range(1, k + 1)]
-        assert found == [0.5**rank for rank in range(1, k + 1)]
-    assert rows[3]["class"] == ""
+        assert rows[index].classes == tuple(CARD.classes[(index + rank) % 3] for rank in range(k))
+        assert rows[index].probabilities == tuple(0.5**rank for rank in range(1, k + 1))
+    assert rows[3].classes == ()
