@@ -14,9 +14,9 @@ from pipeline.terminal.command_line import Parser
 
 EXAMPLES = """-c digits photos/ -o predictions.csv
   python -m pipeline infer 'photos/**/*.jpg' -o predictions.parquet      a quoted pattern; Parquet
-  python -m pipeline infer --list names.txt -o predictions.jsonl         a path a line, or a CSV column
+  python -m pipeline infer --list names.txt -o predictions.jsonl         a path a line, or a .csv with a column path
   python -m pipeline infer 'shards/*.tar' data.parquet --top-k 5         WebDataset shards, Parquet with images
-  find photos -newer last -print0 | python -m pipeline infer - -o - | head
+  find photos -type f -newer last -print0 | python -m pipeline infer - -o - | head
   python -m pipeline infer photos/ --sort-into sorted --threshold 0.9    links in a folder for each class"""
 STANDARD_OUTPUT, DEFAULT_OUTPUT = "-", "predictions.csv"
 
@@ -28,7 +28,7 @@ def add_infer_options(parser: Parser) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="images, folders, quoted patterns, .tar shards, .parquet files; -: standard input, a list or one image",
+        help="images, folders, quoted patterns, .tar and .parquet files; -: standard input, a list, an image or a tar",
     )
     source.add_argument(
         "--list",
@@ -36,7 +36,7 @@ def add_infer_options(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a file with a path in each line (or NUL between them), or a .csv with a column of paths; may be repeated",
+        help="text with a path in each line (or NUL between them), or a .csv with a column of paths; may be repeated",
     )
     source.add_argument("--column", metavar="NAME", help="column of a .csv list or of a .parquet file")
     rows = parser.add_argument_group("what comes out")
@@ -49,7 +49,7 @@ def add_infer_options(parser: Parser) -> None:
     rows.add_argument(
         "--format",
         choices=["csv", "jsonl"],
-        help=f"with -o {STANDARD_OUTPUT}; default: csv",
+        help=f"of the rows, with -o {STANDARD_OUTPUT}; default: csv",
     )
     rows.add_argument("--top-k", type=int, metavar="K", help="classes in each row; default: the recipe's")
     rows.add_argument(
@@ -60,10 +60,13 @@ def add_infer_options(parser: Parser) -> None:
         help="leave classes of a smaller probability out of the rows; 0 to 1, default: %(default)s",
     )
     rows.add_argument(
-        "--embeddings", type=Path, metavar="FILE", help=".parquet with the features before the last layer"
+        "--embeddings", type=Path, metavar="FILE", help="also write the features before the last layer, to a .parquet"
     )
     rows.add_argument(
-        "--sort-into", type=Path, metavar="DIR", help="also make links to the images there, in a folder for each class"
+        "--sort-into",
+        type=Path,
+        metavar="DIR",
+        help="also make links to the images there, in a folder for each class, or _unsure below --threshold",
     )
     rows.add_argument(
         "--csv-safe", action="store_true", help="with CSV: an apostrophe before cells that a spreadsheet would compute"
@@ -87,12 +90,16 @@ def add_infer_options(parser: Parser) -> None:
         help="default: auto, the fastest that passed",
     )
     how.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
-    how.add_argument("--batch-size", type=int, metavar="N", help="images at a time; default: the recipe's")
-    how.add_argument("--shard-rows", type=int, metavar="N", help="rows of a shard; default: the recipe's")
+    how.add_argument(
+        "--batch-size", type=int, metavar="N", help="images that are computed at once, at most; default: the recipe's"
+    )
+    how.add_argument(
+        "--shard-rows", type=int, metavar="N", help="rows that are synced to the disk together; default: the recipe's"
+    )
     how.add_argument(
         "--gpus", metavar="LIST", help="all, or indices as 0,1: a process on each; default: runtime.device"
     )
-    how.add_argument("--restart", action="store_true", help="begin again where an earlier run was stopped")
+    how.add_argument("--restart", action="store_true", help="begin anew, also where a stopped run could be continued")
 
 
 def refuse_without_images(args: argparse.Namespace) -> None:

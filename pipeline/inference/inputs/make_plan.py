@@ -37,6 +37,7 @@ from pipeline.inference.inputs.unique import absolute
 from pipeline.recipe.messages import EXTENSIONS
 
 STANDARD_INPUT = "-"
+LIST_ENDINGS = (".txt", ".csv")
 COMPRESSED = {  # endings of compressed tars, and what uncompresses them
     (".tar.gz", ".tgz"): "gunzip",
     (".tar.bz2", ".tbz", ".tbz2"): "bunzip2",
@@ -186,6 +187,9 @@ class _Listing:
             yield from images_below(path, counts, relative=left_out is None)
         elif stat.S_ISREG(facts.st_mode) and path.lower().endswith(ARCHIVE_ENDINGS):
             yield from self._archive(path)
+        elif left_out is None and _is_list(path):
+            reason = f"text, not an image; if it is a list of images: --list {shlex.quote(path)}"
+            yield problem(path, reason, "not_an_image", mtime_ns=facts.st_mtime_ns)
         else:
             yield found_file(path)
 
@@ -197,6 +201,8 @@ class _Listing:
         found = found_file(path)
         if found.size < 0 and URL.match(path) and not os.path.lexists(path):
             found = problem(path, why_missing(path, search=False), "missing")
+        elif found.size < 0 and os.path.isdir(path):
+            found = problem(path, "a folder; a list names files, folders are named as inputs", "not_a_file")
         yield found
 
     def _lines(self, lines: Iterable[str | Found]) -> Iterator[Found]:
@@ -275,3 +281,15 @@ class _Listing:
                     self._tars.add(path)
         except OSError as error:
             yield system_problem(path, "the archive cannot be read", error)
+
+
+def _is_list(path: str) -> bool:
+    """Whether a file is text with a list's ending, which a person may have named without --list."""
+    if not path.lower().endswith(LIST_ENDINGS):
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False  # decoding says why
+    return bool(head) and b"\0" not in head and kind_of(head) == "list"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_line_is_not_expanded() -> None:
     touch("p/1.jpg", "p/*.jpg")
     made = plan(lists=[write("list", "p\np/*.jpg\nnot/there.jpg\n")])
     assert [(item.path, item.kind) for item in made.items()] == [
-        ("p", "file"),
+        ("p", "problem"),
         ("p/*.jpg", "file"),
         ("not/there.jpg", "file"),
     ]
@@ -193,3 +194,27 @@ def test_cells_of_any_bytes_and_rows_without_a_path() -> None:
     assert (second.path, second.kind) == (f"{'x' * 200}... (t.csv, line 5)", "problem")
     assert (third.path, third.kind, third.place) == ("a\0b", "problem", "a NUL character, which no path has")
     assert made.lines() == ["left out of t.csv: 2 rows without a path"]
+
+
+def test_a_folder_in_a_list_says_where_folders_go() -> None:
+    touch("photos/a.jpg")
+    Path("names.txt").write_text("photos\nphotos/a.jpg\n")
+    folder, photo = plan(lists=["names.txt"]).items()
+    assert (folder.kind, folder.status) == ("problem", "not_a_file")
+    assert folder.place == "a folder; a list names files, folders are named as inputs"
+    assert photo.path == "photos/a.jpg"
+
+
+@pytest.mark.parametrize("name", ["names.txt", "my names.CSV"])
+def test_a_list_that_is_named_as_an_image_says_which_option_it_wants(name: str) -> None:
+    Path(name).write_text("a.jpg\n")
+    item = only(plan(name))
+    assert (item.kind, item.status) == ("problem", "not_an_image")
+    assert item.place == f"text, not an image; if it is a list of images: --list {shlex.quote(name)}"
+
+
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff\xe0", b"", b"P3 2 2 255\n"])
+def test_an_image_with_the_ending_of_a_list_is_an_image(head: bytes) -> None:
+    Path("a.txt").write_bytes(head)
+    assert only(plan("a.txt")).kind == "file"
+    assert only(plan("a.tx*")).kind == "file"

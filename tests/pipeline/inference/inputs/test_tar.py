@@ -278,7 +278,7 @@ def test_a_tar_in_a_list_is_expanded_and_one_that_is_not_there_is_missing() -> N
         ("s.tar/a.jpg", "tar"),
         ("s.tar/b.jpg", "tar"),
         ("no.tar", "file"),
-        ("folder.tar", "file"),
+        ("folder.tar", "problem"),
     ]
 
 
