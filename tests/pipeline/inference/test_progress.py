@@ -97,7 +97,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
 def test_a_terminal_gets_a_bar_and_the_log_file_the_lines(
     bars: list[Bar], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "pipeline")
     with Progress(1000, 100, 3, bar=True, clock=clock) as progress:
         (bar,) = bars
         assert (bar.options["total"], bar.options["initial"], bar.postfix) == (1000, 100, "3 failed")
