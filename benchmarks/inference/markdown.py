@@ -7,6 +7,7 @@ from statistics import median
 
 from benchmarks.gpu.markdown import table
 from benchmarks.inference.record import ONE, OURS, Candidate, Comparison, Contest, InferenceReport, Limit, LongRun
+from export.words import count
 
 _UNITS = ("MB", 1e6), ("kB", 1e3)
 
@@ -30,7 +31,7 @@ def _contest(contest: Contest) -> str:
     width, height = contest.image_size
     head = (
         f"## {contest.name}: {contest.model} at {contest.input_size[0]}x{contest.input_size[1]}, batches of "
-        f"{contest.batch_size}\n\n{contest.images:,} images a turn, the first of {width}x{height} pixels, "
+        f"{contest.batch_size}\n\n{count(contest.images, 'image')} a turn, the first of {width}x{height} pixels, "
         f"{_bytes(contest.image_bytes)} a file on average."
     )
     parts = [
@@ -99,7 +100,7 @@ def _long_runs(runs: Iterable[LongRun]) -> str:
             continue
         by_quarter = ", ".join(f"{mib:,.0f}" for mib in run.quarters_mib) or "not known"
         parts.append(
-            f"{run.name}: {run.rows:,} rows of {run.inputs:,} inputs with {run.model} in {run.wall_seconds:,} s, peak "
+            f"{run.name}: {count(run.rows, 'row')} of {count(run.inputs, 'input')} with {run.model} in {run.wall_seconds:,} s, peak "
             f"{run.peak_mib:,} MiB; MiB in each quarter of the time: {by_quarter}."
         )
         parts.append(_limits(run.limits))

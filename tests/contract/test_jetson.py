@@ -33,7 +33,7 @@ from tests.contract.python310 import NEWER, newer_names, path_of, source_of, syn
 from tests.contract.test_portable import import_in
 
 REQUIREMENTS = ROOT / "requirements-jetson.txt"
-PACKAGES = ("numpy", "pillow", "PyYAML", "packaging", "filelock", "tqdm")
+PACKAGES = ("numpy", "pillow", "simplejpeg", "pyarrow", "PyYAML", "packaging", "filelock", "tqdm")
 ABSENT = {"tensorflow", "keras", "onnx", "onnxruntime", "h5py", "sklearn", "matplotlib", "pynvml", "pytest"}
 PRECISIONS = ("fp32", "fp16", "int8")
 

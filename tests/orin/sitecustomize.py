@@ -15,9 +15,9 @@ from typing import Any
 
 OURS = ("export", "pipeline", "benchmarks", "tests")
 # What the packages are imported as, and what they are called.
-IMPORTED = {"numpy", "PIL", "yaml", "filelock", "packaging", "tqdm", "cuda", "tensorrt"}
+IMPORTED = {"numpy", "PIL", "yaml", "filelock", "packaging", "tqdm", "cuda", "tensorrt", "simplejpeg", "pyarrow"}
 IMPORTED -= {os.environ.get("ORIN_WITHOUT")}
-INSTALLED = ("numpy", "pillow", "pyyaml", "filelock", "packaging", "tqdm")
+INSTALLED = ("numpy", "pillow", "pyyaml", "filelock", "packaging", "tqdm", "simplejpeg", "pyarrow")
 
 
 class Installed:

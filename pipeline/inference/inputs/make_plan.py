@@ -242,7 +242,7 @@ class _Listing:
         if kind == "image":
             copy = copy_beside(self._file, head, stream, self._largest_file)
             if copy.too_large:
-                yield problem(STANDARD_INPUT, f"more than the {self._largest_file:,} bytes allowed", "too_large")
+                yield problem(STANDARD_INPUT, f"more than the {count(self._largest_file, 'byte')} allowed", "too_large")
             else:
                 place = BESIDE_PLAN + copy.name
                 yield Found(STANDARD_INPUT, "file", place, 0, copy.size)

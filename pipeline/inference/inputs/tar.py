@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from export.errors import ImageStatus
+from export.errors import DataError, ImageStatus
 from export.words import count
 from pipeline.inference.inputs.found import Found, problem
 from pipeline.inference.inputs.left_out import LeftOut
@@ -29,7 +29,7 @@ OTHER_KINDS = {
 }
 
 
-class DamagedTarError(Exception):
+class DamagedTarError(DataError):
     """The rest of a tar cannot be read; the message is the reason."""
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from export.errors import ProjectError
 from export.files import replacing_file
 from pipeline.inference.output.layout import Layout, Mark
 from pipeline.inference.output.lines import decode, header
@@ -14,7 +15,7 @@ from pipeline.inference.output.parquet import Sink, embeddings_as_parquet, read_
 from pipeline.inference.output.spec import OutputSpec
 
 
-class DamagedShardError(Exception):
+class DamagedShardError(ProjectError):
     """A sealed shard does not hold what was written; its argument is the number of the shard."""
 
 
