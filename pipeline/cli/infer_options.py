@@ -1,6 +1,7 @@
 """The options of ``infer``, and the request that they make."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from export.errors import ProjectError
@@ -174,6 +175,8 @@ def _output(args: argparse.Namespace) -> tuple[Path | None, Format]:
                 f"Expected --format with -o {STANDARD_OUTPUT}; the ending of a file says its format. Received: -o "
                 f"{args.output or DEFAULT_OUTPUT}."
             )
+        if args.output == "":
+            raise ProjectError(f"Expected a file after -o, such as {DEFAULT_OUTPUT}. Received: an empty name.")
         output = Path(args.output or DEFAULT_OUTPUT)
         check_output(output, "-o", DEFAULT_OUTPUT, tuple(ENDINGS))
         return output, format_of(output)
@@ -182,6 +185,8 @@ def _output(args: argparse.Namespace) -> tuple[Path | None, Format]:
             raise ProjectError(
                 f"Expected {option} with a file after -o: its rows are kept until all are there. Received: -o -."
             )
+    if sys.stdout is None:
+        raise ProjectError("Expected standard output for -o -. Received: none, it is closed. Name a file after -o.")
     if args.json:
         raise ProjectError(
             "Expected --json with a file after -o. Received: -o -, which already fills standard output. "

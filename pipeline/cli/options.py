@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from pipeline.workflow.context import Context
 
 log = logging.getLogger("pipeline")
 PACKAGES = ("pipeline", "export", "benchmarks")  # whose messages are shown
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 DONE, VERDICT_FAIL, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 NOT_FITTING = VERDICT_FAIL  # `engine check`
@@ -143,7 +145,8 @@ def run_command(
     except OSError as error:  # standard output or standard error cannot be written
         _stop_writing()
         if not isinstance(error, BrokenPipeError):
-            log.error("Expected standard output to take the result. Received: %s.", error.strerror or error)
+            with contextlib.suppress(OSError):  # standard error itself may be the one
+                log.error("Expected standard output to take the result. Received: %s.", error.strerror or error)
             return BAD_INPUT
         handler.closed = True
     return OUTPUT_CLOSED if handler.closed else status
@@ -187,7 +190,7 @@ def _result(
     """Run the command and return its result, or that of its error, which is logged."""
     try:
         if args.log_file is not None:
-            files.enter_context(_logged_to(LogFile(args.log_file, handler.with_rebuild)))
+            files.enter_context(_logged_to(LogFile(args.log_file, handler.shown)))
         with terminated_as_interrupted():
             return {"command": name, "status": "done"} | command(args)
     except BrokenPipeError:
@@ -268,8 +271,14 @@ class _TqdmHandler(logging.Handler):
         """Return a message of ``export`` or of a runner, which do not know the recipe, with this recipe's command."""
         return message.replace(REBUILD, self.rebuild)
 
+    def shown(self, message: str) -> str:
+        """Return a message as a person reads it: a file's name cannot steer the terminal."""
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self.with_rebuild(message))
+
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.with_rebuild(self.format(record))
+        text = self.shown(self.format(record))
+        if sys.stderr is None:  # started with it closed; tqdm would write to standard output, among the rows
+            return
         if self.closed or (record.levelno == logging.WARNING and text in self._warnings):
             return
         if record.levelno == logging.WARNING:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
+import os
 import sys
 import tempfile
 import time
@@ -116,6 +118,7 @@ def infer(
         ProjectError: nothing to classify, an output in use, or a backend that fails; rows that are there stay.
     """
     began = time.perf_counter()
+    _refuse_inputs_as_outputs(request, (*request.inputs, *request.lists))
     if request.sort_into is not None:
         _check_sort_folder(request.sort_into, request.inputs)
     if request.output is None:
@@ -127,6 +130,22 @@ def infer(
         run = _Run(request, card, _plan(request, folder_of_run.inputs), select, quiet)
         result = run.to_file(folder_of_run, sha256_file(card_path))
         return replace(result, seconds=time.perf_counter() - began)
+
+
+def _refuse_inputs_as_outputs(request: Request, paths: Iterable[str]) -> None:
+    """Refuse to replace what is read.
+
+    Raises:
+        ProjectError: a file that is written is one of the paths.
+    """
+    outputs = [(o, file) for o, file in (("-o", request.output), ("--embeddings", request.embeddings)) if file]
+    for path, (option, file) in itertools.product(paths, outputs):
+        with contextlib.suppress(OSError, ValueError):  # one of them is not there, or no path
+            if os.path.samefile(path, file):
+                raise ProjectError(
+                    f"Expected another file than the inputs after {option}. Received: {file}, which is one of them and "
+                    "would be replaced. Name another."
+                )
 
 
 def _check_sort_folder(folder: Path, inputs: Sequence[str]) -> None:
@@ -151,6 +170,7 @@ def _plan(request: Request, folder: Path) -> Plan:
     )
     for line in plan.lines():
         log.warning("%s", line)
+    _refuse_inputs_as_outputs(request, plan.archives)
     if request.sort_into is not None:
         refuse_members(plan.items())
     return plan

@@ -31,13 +31,17 @@ class RowLog:
             if row.status != OK:
                 self._failed += 1
                 if self._failed <= SHOWN:
-                    log.error("%s: %s (%s)", row.path, row.error, row.status)
+                    log.error("%s: %s (%s)", _in_a_line(row.path), row.error, row.status)
             if self._shows_all and row.classes:
-                log.info("%s: %s (%.1f %%)", row.path, row.classes[0], 100 * row.probabilities[0])
+                log.info("%s: %s (%.1f %%)", _in_a_line(row.path), row.classes[0], 100 * row.probabilities[0])
             elif self._shows_all and row.status == OK:
-                log.info("%s: no class reaches the threshold", row.path)
+                log.info("%s: no class reaches the threshold", _in_a_line(row.path))
 
     def close(self) -> None:
         """Log how many failures were not named."""
         if (more := self._failed - SHOWN) > 0:
             log.error("%s; the output has the reasons", count(more, "more image failed", "more images failed"))
+
+
+def _in_a_line(path: str) -> str:
+    return path.replace("\n", "\\n")

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -38,11 +39,9 @@ def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str
         DataError: it is UTF-16, or has no path.
     """
     block = first or file.read(BLOCK)
-    if block.startswith(UTF_16):
-        raise DataError(
-            f"Expected a list in UTF-8, with a path a line. Received: {name}, which is UTF-16, as PowerShell writes. "
-            "Save it as UTF-8: ... | Out-File -Encoding utf8."
-        )
+    _refuse_utf_16(block, name)
+    if len(block) >= BLOCK and block.count(0) == len(block):  # such as /dev/zero, which has no end
+        raise DataError(f"Expected a path a line. Received: {name}, which begins with {len(block):,} NUL bytes.")
     end = b"\0" if b"\0" in block else b"\n"
     found = False
     for number, (line, length) in enumerate(_lines(file, block.removeprefix(UTF_8), end), 1):
@@ -59,6 +58,14 @@ def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str
             yield os.fsdecode(line)
     if not found:
         raise DataError(f"Expected a path a line. Received: {name}, which has none.")
+
+
+def _refuse_utf_16(begin: bytes, name: str) -> None:
+    if begin.startswith(UTF_16):
+        raise DataError(
+            f"Expected a list in UTF-8, with a path a line. Received: {name}, which is UTF-16, as PowerShell writes. "
+            "Save it as UTF-8: ... | Out-File -Encoding utf8."
+        )
 
 
 def _lines(file: BinaryIO, block: bytes, end: bytes) -> Iterator[tuple[bytes, int]]:
@@ -96,8 +103,10 @@ def paths_in_table(path: Path, column: str | None, left_out: LeftOut) -> Iterato
     """
     found = False
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(_rows(file))
+        with path.open("rb") as binary, TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
+            _refuse_utf_16(binary.peek(2), str(path))
+            # Strict: else a quote that is never closed makes one path of all lines behind it.
+            rows = csv.reader(_rows(file), strict=True)
             header = next(rows, [])
             index = _column(path, header, column)
             for row in rows:

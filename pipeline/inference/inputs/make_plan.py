@@ -96,7 +96,7 @@ class _Listing:
         self._left_out: list[LeftOut] = []
         self._of_tars = LeftOut("")
         self._tars = Some()
-        self._folders: set[str] = set()
+        self._gone_through: set[str] = set()  # folders and archives
         self._archives: dict[str, Archive] = {}
         self.missing: list[str] = []  # inputs that do not exist
 
@@ -178,9 +178,8 @@ class _Listing:
     def _existing(self, path: str, facts: os.stat_result, left_out: LeftOut | None) -> Iterator[Found]:
         """Yield a file, or what is in a folder or an archive."""
         if stat.S_ISDIR(facts.st_mode):
-            if (key := absolute(path, os.getcwd())) in self._folders:
+            if self._is_named_again(path):
                 return
-            self._folders.add(key)
             counts = left_out or LeftOut(f"below {path}")
             if left_out is None:
                 self._left_out.append(counts)
@@ -254,8 +253,17 @@ class _Listing:
         else:
             raise DataError(f"{EXPECTED} Received: {kind}.")
 
+    def _is_named_again(self, path: str) -> bool:
+        """Whether a folder or archive was gone through before; from now on it counts as that."""
+        key = absolute(path, os.getcwd())
+        is_known = key in self._gone_through
+        self._gone_through.add(key)
+        return is_known
+
     def _archive(self, path: str) -> Iterator[Found]:
-        """Yield the images of a tar or a Parquet file."""
+        """Yield the images of a tar or a Parquet file, once."""
+        if self._is_named_again(path):
+            return
         lower = path.lower()
         for endings, tool in COMPRESSED.items():
             if lower.endswith(endings):

@@ -219,9 +219,11 @@ class PlanWriter:
         return out
 
     def _key(self, path: str, kind: Kind, start: int) -> str:
-        """What two items for one content have in common; a member is not the file that has its path."""
-        key = absolute(path, self._working)
-        return f"{key}\0" if start or kind in ("tar", "parquet") else key
+        """What two items for one content have in common; a member is not the file that has its path.
+
+        The path of a member stays as it is: ``..`` in its name leads nowhere, and not to a member of another archive.
+        """
+        return f"{path}\0" if start or kind in ("tar", "parquet") else absolute(path, self._working)
 
     def _identity(self, file: BinaryIO, item: int) -> tuple[str, int]:
         file.seek(self._places[item])

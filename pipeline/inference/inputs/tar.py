@@ -172,6 +172,7 @@ def images_in_tar(file: BinaryIO, path: str, place: str, mtime_ns: int, left_out
         mtime_ns: likewise.
         left_out: counts the other members.
     """
+    has_images = False
     try:
         for member in members_of(file, os.fstat(file.fileno()).st_size):
             name = os.fsdecode(member.name.partition(b"\0")[0])
@@ -181,13 +182,15 @@ def images_in_tar(file: BinaryIO, path: str, place: str, mtime_ns: int, left_out
             if not is_image_name(last) and not member.too_long:
                 left_out.add(last, ending_of(last))
                 continue
+            has_images = True
             shown = f"{path}/{_plain(name)}"
             if fault := _fault(member):
                 yield problem(shown, *fault, member.start, mtime_ns)
             else:
                 yield Found(shown, "tar", place, member.start, member.size, mtime_ns)
     except DamagedTarError as error:
-        yield problem(path, f"{error}; the images before that are taken", "damaged", 0, mtime_ns)
+        before = "; the images before that are taken" if has_images else ""
+        yield problem(path, f"{error}{before}", "damaged", 0, mtime_ns)
 
 
 def _plain(name: str) -> str:

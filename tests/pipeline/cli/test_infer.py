@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -419,6 +420,7 @@ def test_an_output_that_is_being_written_is_refused_by_name(
         (["--batch-size", "-1"], "at least 1 after --batch-size"),
         (["--explain"], "Expected --explain and --force without images"),
         (["--list", "nothere.csv"], "nothere.csv"),
+        (["-o", ""], "Expected a file after -o, such as predictions.csv. Received: an empty name"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -434,6 +436,59 @@ def test_options_that_do_not_fit(
     assert finished_chain.run("infer", photo, *arguments) == 2
     assert words in errors(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_a_name_cannot_steer_the_terminal(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "\x1b[2Ja\r\nb.png").touch()
+    (tmp_path / "c.\x1b[31m").touch()
+    record = tmp_path / "log.txt"
+    out = str(tmp_path / "x.csv")
+    assert finished_chain.run("infer", str(tmp_path), "-o", out, "--log-file", str(record)) == 3
+    for said in (capsys.readouterr().err, record.read_text()):
+        assert f"{tmp_path}/\\x1b[2Ja\\x0d\\nb.png: the file is empty (not_an_image)\n" in said
+        assert ".\\x1b[31m" in said
+        assert "\x1b" not in said
+
+
+def test_what_is_read_is_not_replaced(
+    finished_chain: Chain,
+    photo: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.csv").write_text(f"path,label\n{photo},red\n")
+    Path("link.csv").symlink_to("list.csv")
+    pq.write_table(pa.table({"image": [Path(photo).read_bytes()]}), "data.parquet")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for words in (
+        "--list list.csv -o list.csv",
+        "--list list.csv -o link.csv",
+        "data.parquet -o ./data.parquet",
+        "*.parquet -o data.parquet",
+        "data.parquet -o out.csv --embeddings data.parquet",
+    ):
+        assert finished_chain.run("infer", *words.split()) == 2, words
+        assert "which is one of them and would be replaced" in errors(capsys)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_record_that_is_damaged_is_refused_and_begun_anew_on_request(
+    finished_chain: Chain, tmp_path: Path, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.csv"
+    folder = tmp_path / "out.csv.run"
+    folder.mkdir()
+    (folder / "lock").touch()
+    (folder / "run.json").write_text("{")
+    assert finished_chain.run("infer", photo, "-o", str(out)) == 2
+    assert "Begin anew with --restart" in errors(capsys)
+    assert finished_chain.run("infer", photo, "-o", str(out), "--restart") == 0
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.skipif(bool(driver_status()), reason="this machine has a GPU")

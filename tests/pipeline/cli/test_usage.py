@@ -192,6 +192,28 @@ def test_output_that_is_not_taken_is_an_error() -> None:
     assert (done.returncode, done.stderr) == (2, "error: No space left on device.\n")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_a_full_standard_error_is_an_error_too() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pipeline", "config", "-c", "nothere"]
+        assert subprocess.run(command, cwd=ROOT, stderr=full, check=False).returncode == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell of POSIX")
+def test_a_closed_stream_takes_nothing_of_the_others(finished_chain: Chain) -> None:
+    photo = str(next(finished_chain.images.rglob("*.png")))
+    command = [sys.executable, "-m", "pipeline", *finished_chain.arguments("infer", photo, "-o", "-")]
+    for closing, status in (("2>&-", 0), (">&-", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closing}', "sh", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status
+        if status:
+            assert "Expected standard output for -o -. Received: none, it is closed." in done.stderr
+        else:
+            assert [line.partition(",")[0] for line in done.stdout.splitlines()] == ["path", photo]
+
+
 # --- one line of JSON ---
 
 

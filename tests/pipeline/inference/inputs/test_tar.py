@@ -147,7 +147,7 @@ def test_a_tar_that_is_cut_off(length: int, whole: str, reason: str) -> None:
     *found, problem = plan("s.tar").items()
     assert [item.path for item in found] == [f"s.tar/{letter}.jpg" for letter in whole]
     assert (problem.path, problem.kind, problem.status) == ("s.tar", "problem", "damaged")
-    assert problem.place == f"{reason}; the images before that are taken"
+    assert problem.place == reason + ("; the images before that are taken" if whole else "")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_tar_with_a_damaged_header(place: int, new: bytes, reason: str) -> Non
     path.write_bytes(content)
     *found, problem = plan("s.tar").items()
     assert len(found) == (place >= 1536)
-    assert problem.place == f"{reason}; the images before that are taken"
+    assert problem.place == reason + ("; the images before that are taken" if found else "")
 
 
 def test_sizes_in_binary_and_sums_of_signed_bytes() -> None:
@@ -301,3 +301,12 @@ def test_an_extended_header_states_sizes_beyond_a_plain_ones() -> None:
     said = header(b"h", b"x", 9) + b"9 size=3\n".ljust(512, b"\0")
     Path("s.tar").write_bytes(said + header(b"a.jpg", b"0", 0) + b"abc".ljust(512, b"\0") + bytes(1024))
     assert contents("s.tar") == {"s.tar/a.jpg": b"abc"}
+
+
+def test_a_name_above_is_not_the_member_of_another_tar() -> None:
+    for name in ("a.tar", "b.tar"):
+        write_tar(name, {"../x.jpg": name.encode()})
+    assert contents("a.tar", "b.tar", "./a.tar") == {"a.tar/../x.jpg": b"a.tar", "b.tar/../x.jpg": b"b.tar"}
+    for name in ("a.tar", "b.tar"):
+        write_tar(name, {"../y.jpg": b""}, type=tarfile.SYMTYPE)
+    assert [item.path for item in plan("a.tar", "b.tar").items()] == ["a.tar/../y.jpg", "b.tar/../y.jpg"]
