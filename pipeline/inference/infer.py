@@ -228,7 +228,7 @@ class _Run:
 
     def _sort(self, folder: Path) -> Sorted:
         assert self.request.output is not None
-        return sort_into(folder, self.request.output, self.spec, self.card.classes, self.request.threshold)
+        return sort_into(folder, self.request.output, self.spec, self.card.classes)
 
     def _result(self, statuses: Mapping[str, int]) -> Inference:
         threads = self.settings.threads

@@ -90,20 +90,19 @@ def check_sort_folder(folder: Path) -> None:
         )
 
 
-def sort_into(folder: Path, output: Path, spec: OutputSpec, classes: Sequence[str], threshold: float = 0.0) -> Sorted:
+def sort_into(folder: Path, output: Path, spec: OutputSpec, classes: Sequence[str]) -> Sorted:
     """Make a folder of links to the images of a final file, by class; it is there as a whole, or as it was before.
 
     The links are ``<class>/<name>`` and lead to absolute paths; of two images with one name the second one gets a few
-    digits of a hash. Images whose best probability is below the threshold, or that have no class, go to ``_unsure``;
-    those whose status is not "ok" get no link. It is made anew beside the folder and takes its place, so that in a
+    digits of a hash. Images whose row has no class, as none reached the run's threshold, go to ``_unsure``; those whose
+    status is not "ok" get no link. It is made anew beside the folder and takes its place, so that in a
     folder of an earlier run no link stays that no longer fits.
 
     Args:
         folder: the folder.
         output: the final file.
-        spec: what the file was written by; CSV has probabilities of six digits.
+        spec: what the file was written by.
         classes: of the model, in their order, which decides names that are alike.
-        threshold: smallest probability of a class. Defaults to 0.
 
     Raises:
         ProjectError: See `check_sort_folder`.
@@ -111,21 +110,21 @@ def sort_into(folder: Path, output: Path, spec: OutputSpec, classes: Sequence[st
     recover_folder(folder)
     check_sort_folder(folder)
     with temporary_folder(folder) as fresh:
-        done = _link(fresh, read_rows(output, spec), folder_names(classes), threshold)
+        done = _link(fresh, read_rows(output, spec), folder_names(classes))
         write_json(fresh / MARKER, _record(fresh))
         if not folder.is_dir() or _is_other(folder, fresh):
             commit_folder(fresh, folder)
     return done
 
 
-def _link(fresh: Path, rows: Iterator[dict[str, Any]], names: dict[str, str], threshold: float) -> Sorted:
+def _link(fresh: Path, rows: Iterator[dict[str, Any]], names: dict[str, str]) -> Sorted:
     here = os.getcwd()
     links = unsure = left_out = too_long = 0
     for row in rows:
         if row["status"] != OK:
             left_out += 1
             continue
-        is_unsure = "class" not in row or float(row["probability"]) < threshold
+        is_unsure = "class" not in row
         place = fresh / (UNSURE if is_unsure else names[row["class"]])
         place.mkdir(exist_ok=True)
         try:
