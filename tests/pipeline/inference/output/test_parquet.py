@@ -21,10 +21,10 @@ TOTAL = 23
 
 
 def test_rows_have_typed_columns_and_nulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "GROUP_ROWS", 7)  # no multiple of a batch or a shard
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 11)  # no multiple of a batch or a shard
     work(tmp_path / "out.parquet", TOTAL)
     file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [7, 7, 7, 2]
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [11, 11, 1]
     text, number, whole = pa.string(), pa.float64(), pa.int32()
     assert {field.name: field.type for field in file.schema_arrow} == {
         **{"path": text, "path_bytes": pa.binary(), "status": text, "class": text, "probability": number},
@@ -37,6 +37,9 @@ def test_rows_have_typed_columns_and_nulls(tmp_path: Path, monkeypatch: pytest.M
         assert [read["probability"], read["probability_2"]] == [*probabilities]
         assert [read[name] for name in ("status", "width", "height")] == [made.status, made.width, made.height]
         assert read["error"] == (made.error or None)
+        name = made.path.encode(errors="surrogateescape")
+        assert (read["path_bytes"] or read["path"].encode()) == name
+        assert (read["path_bytes"] is not None) == (b"\xff" in name)
 
 
 def test_embeddings_are_float32_beside_the_rows_and_null_without_an_answer(
