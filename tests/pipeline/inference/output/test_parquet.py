@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def test_embeddings_are_float32_beside_the_rows_and_null_without_an_answer(
         assert read["status"] == one.status
         assert (read["path_bytes"] or read["path"].encode()) == one.path.encode(errors="surrogateescape")
         assert read["embedding"] == (vector.tolist() if one.status == "ok" else None)
+
+
+def test_an_output_that_is_there_has_its_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = []
+    replace = os.replace
+
+    def recorded(source: Path, target: Path) -> None:
+        placed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    work(tmp_path / "out.csv", 4, 4, embeddings=True)
+    assert placed[-2:] == ["features.parquet", "out.csv"]
 
 
 def test_an_embedding_that_has_some_nan_is_no_null(tmp_path: Path) -> None:
