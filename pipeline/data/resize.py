@@ -109,8 +109,9 @@ def _centre(image: Image.Image | Turned, width: int, height: int) -> Image.Image
 def _computed(whole: int, target: int) -> tuple[int, int]:
     """The range of a resized side that is computed to get its centre.
 
-    It is the whole side up to `MOST_WHOLE` times the target: Pillow keeps the edges of a part in 32 bits, so that one
-    value in fifty would differ by one grey level from the same part of the whole.
+    It is the whole side up to `MOST_WHOLE` times the target: Pillow keeps the edges of a part in 32 bits, and a part
+    may take its passes in the other order, so that values differ by one grey level from the same part of the whole; in
+    noise one in four.
     """
     start = (whole - target) // 2
     return (0, whole) if whole <= MOST_WHOLE * target else (start, start + target)

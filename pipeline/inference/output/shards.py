@@ -146,7 +146,9 @@ class _OpenShard:
         for batch in self._layout.batches(self.shard.number, self._layout.part(self.shard.number)):
             self._mark = batch.mark
             self._marks += 1
-        self._truncate()
+        sizes = (self._marks * MARK_BYTES, self._mark.end, self._mark.embeddings_end)
+        for file, size in zip(self._files, sizes):
+            os.ftruncate(file, size)
 
     def append(self, rows: Rows) -> None:
         expected, stop = self.shard.start + self._mark.rows, rows.first + len(rows.rows)
@@ -177,7 +179,6 @@ class _OpenShard:
 
     def seal(self) -> None:
         """Wait until the rows are on the disk, then give them the name of finished ones."""
-        self._truncate()
         os.close(self._files.pop(1))  # Windows renames no open file
         index, part, *embeddings = self._paths
         for path in (index, *embeddings):
@@ -187,11 +188,6 @@ class _OpenShard:
     def close(self) -> None:
         while self._files:
             os.close(self._files.pop())  # the index last, which has the lock
-
-    def _truncate(self) -> None:
-        sizes = (self._marks * MARK_BYTES, self._mark.end, self._mark.embeddings_end)
-        for file, size in zip(self._files, sizes):
-            os.ftruncate(file, size)
 
     def _embeddings(self, rows: Rows) -> tuple[bytes, int]:
         if not self._layout.has_embeddings:

@@ -94,8 +94,8 @@ def sort_into(folder: Path, output: Path, spec: OutputSpec, classes: Sequence[st
     """Make a folder of links to the images of a final file, by class; it is there as a whole, or as it was before.
 
     The links are ``<class>/<name>`` and lead to absolute paths; of two images with one name the second one gets a few
-    digits of a hash. Images without a class, as none reached the threshold, go to ``_unsure``; those whose status is
-    not "ok" get no link. It is made anew beside the folder and takes its place, so that in a
+    digits of a hash. Images whose row has no class, as none reached the run's threshold, go to ``_unsure``; those whose
+    status is not "ok" get no link. It is made anew beside the folder and takes its place, so that in a
     folder of an earlier run no link stays that no longer fits.
 
     Args:

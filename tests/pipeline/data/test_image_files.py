@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
 
 from export.errors import DataError, ImageError
+from pipeline.data import image_files
 from pipeline.data.dataset import load_image_set
 from pipeline.data.decode import DecodeSpec, load_image
-from pipeline.data.image_files import LARGEST_FILE, hash_image_file, image_file
+from pipeline.data.image_files import LARGEST_FILE, Budget, hash_image_file, image_file, open_image_file
 from pipeline.recipe.schema import Data
 from tests.bounded import attempts
 
@@ -119,3 +123,23 @@ def test_the_largest_file_is_taken(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=f"{size} bytes, more than the {size - 1} allowed") as caught:
             load_image(source, (4, 4), largest_file=size - 1)
         assert caught.value.status == "too_large"
+
+
+@pytest.mark.parametrize("opens", [image_file, open_image_file])
+def test_a_file_that_is_open_has_its_part_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: Callable[[Path], AbstractContextManager[object]]
+) -> None:
+    class Recorded(Budget):
+        held: ClassVar[list[int]] = []
+
+        @contextmanager
+        def hold(self, amount: int) -> Iterator[None]:
+            self.held.append(amount)
+            yield
+            self.held.clear()
+
+    monkeypatch.setattr(image_files, "FILE_BYTES", Recorded(1000))
+    path = sound(tmp_path / "a.png")
+    with opens(path):
+        assert Recorded.held == [path.stat().st_size]
+    assert Recorded.held == []

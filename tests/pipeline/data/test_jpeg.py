@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from itertools import product
@@ -295,3 +296,16 @@ def test_threads_do_not_share_it() -> None:
     for thread in threads:
         thread.join()
     assert results == [True] * 4
+
+
+def test_a_scan_that_comes_twice_is_damage() -> None:
+    """libjpeg overwrites what the scans between had refined, and only warns."""
+    file = io.BytesIO()
+    Image.effect_noise((32, 32), 60).convert("RGB").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    begin = data.index(b"\xff\xda")
+    marker = re.compile(rb"\xff[^\0\xd0-\xd7]").search(data, begin + 2)
+    assert marker
+    with pytest.raises(ImageError, match="Inconsistent progression sequence") as caught:
+        load_image(data[: marker.start()] + data[begin:], (8, 8))
+    assert caught.value.status == "damaged"

@@ -92,6 +92,17 @@ def test_the_largest_file_is_told_to_the_decoder() -> None:
     assert [row.status for row in rows([1, 1], largest_file=0)] == ["too_large", "too_large"]
 
 
+def test_the_largest_file_is_told_to_what_reads_it() -> None:
+    class Reader(TextReader):
+        def content(self, item: Item, largest: int) -> bytes:
+            told.append(largest)
+            return super().content(item, largest)
+
+    told: list[int] = []
+    list(classify(items([1, 2]), Reader(), TextRunner(), CARD, Settings(4, 1, largest_file=77), Pace()))
+    assert told == [77, 77]
+
+
 def test_damaged_images_are_answered_where_they_are_kept() -> None:
     (row,) = rows(["~2"], keep_damaged=True)
     assert (row.status, row.classes[0], row.error, row.width) == ("damaged", "two", "cut short", 7)
@@ -137,6 +148,25 @@ def test_a_run_that_goes_on_forms_the_batches_of_an_uninterrupted_one(start: int
     assert rows(items(kinds[start:], start)) == rows(kinds)[start:]
 
 
+def test_batches_end_at_multiples_of_their_size_wherever_a_run_begins() -> None:
+    runner = TextRunner()
+    rows(items([1, 2, 3, 4, 0, 1, 2], 6), runner)
+    assert runner.batches == [[1, 2], [3, 4, 0, 1], [2]]
+
+
+def test_pixels_stay_as_they_are_until_they_are_computed() -> None:
+    class Slow(TextRunner):
+        def top(self, pixels: np.ndarray, k: int) -> Top:
+            time.sleep(0.005)  # threads that decode would fill the buffer again
+            return super().top(pixels, k)
+
+    kinds = [n // 4 % 5 for n in range(160)]
+    assert rows(kinds, Slow()) == rows(kinds)
+    runner = Slow()
+    rows(kinds, runner)
+    assert [value for batch in runner.batches for value in batch] == kinds
+
+
 def test_a_jump_of_the_numbers_begins_a_batch() -> None:
     runner = TextRunner()
     given = itertools.chain(items([1, 2, 3, 4, 0], 0), items([1, 2, 3, 4], 12), items([3], 40), items([2], 20))
@@ -174,6 +204,12 @@ def test_classes_below_the_threshold_are_left_out() -> None:
     assert row.classes == ("zero", "one")
     (row,) = rows([0], threshold=0.95)
     assert (row.status, row.classes, row.probabilities) == ("ok", (), ())
+
+
+def test_a_class_that_just_reaches_the_threshold_is_there() -> None:
+    (row,) = rows([0])
+    (other,) = rows([0], threshold=row.probabilities[1])
+    assert other == row
 
 
 def test_a_probability_that_is_no_number_is_shown() -> None:

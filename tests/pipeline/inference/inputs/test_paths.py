@@ -16,6 +16,7 @@ from pipeline.inference.inputs import left_out
 from pipeline.inference.inputs.paths import ending_of
 from pipeline.recipe.messages import EXTENSIONS
 from tests.pipeline.inference.inputs.parts import nested, only, paths, plan, touch
+from tests.pipeline.inference.inputs.tars import write_tar
 
 
 def sorted_images(folder: str) -> list[str]:
@@ -135,6 +136,8 @@ def test_what_is_left_out_is_counted_and_told() -> None:
     assert [item.path for item in made.items()] == ["p/.hidden/4.jpg", "p/1.jpg", "p/x/2.png"]
     assert made.lines() == ["left out below p: 3 .heix, 1 file without an ending"]
     assert made.left_out == {".heix": 3, "file without an ending": 1}
+    write_tar("s.tar", {"a.jpg": b"", "b.heix": b"", "c.cls": b""})
+    assert plan("p", "s.tar").left_out == {".heix": 4, ".cls": 1, "file without an ending": 1}
 
 
 def test_folders_without_an_image_are_told() -> None:

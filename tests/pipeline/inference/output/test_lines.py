@@ -125,7 +125,8 @@ def test_columns_without_a_value_are_empty_in_csv_and_absent_in_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["=1+1", "+1", "-1", "@x", "\t=1", "\r1", "\n1", "＝1", "＋1", "－1", "＠1", " =1", "\u00a0@1", "'=1", "'"]
+    "cell",
+    ["=1+1", "+1", "-1", "@x", "\t=1", "\t1", "\r1", "\n1", "＝1", "＋1", "－1", "＠1", " =1", "\u00a0@1", "'=1", "'"],
 )
 def test_no_cell_of_safe_csv_is_a_formula(cell: str) -> None:
     rows = [Row(cell, "damaged", (cell,), (0.5,), cell)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -21,10 +22,10 @@ TOTAL = 23
 
 
 def test_rows_have_typed_columns_and_nulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "GROUP_ROWS", 7)  # no multiple of a batch or a shard
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 11)  # no multiple of a batch or a shard
     work(tmp_path / "out.parquet", TOTAL)
     file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [7, 7, 7, 2]
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [11, 11, 1]
     text, number, whole = pa.string(), pa.float64(), pa.int32()
     assert {field.name: field.type for field in file.schema_arrow} == {
         **{"path": text, "path_bytes": pa.binary(), "status": text, "class": text, "probability": number},
@@ -37,6 +38,9 @@ def test_rows_have_typed_columns_and_nulls(tmp_path: Path, monkeypatch: pytest.M
         assert [read["probability"], read["probability_2"]] == [*probabilities]
         assert [read[name] for name in ("status", "width", "height")] == [made.status, made.width, made.height]
         assert read["error"] == (made.error or None)
+        name = made.path.encode(errors="surrogateescape")
+        assert (read["path_bytes"] or read["path"].encode()) == name
+        assert (read["path_bytes"] is not None) == (b"\xff" in name)
 
 
 def test_embeddings_are_float32_beside_the_rows_and_null_without_an_answer(
@@ -54,6 +58,19 @@ def test_embeddings_are_float32_beside_the_rows_and_null_without_an_answer(
         assert read["status"] == one.status
         assert (read["path_bytes"] or read["path"].encode()) == one.path.encode(errors="surrogateescape")
         assert read["embedding"] == (vector.tolist() if one.status == "ok" else None)
+
+
+def test_an_output_that_is_there_has_its_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = []
+    replace = os.replace
+
+    def recorded(source: Path, target: Path) -> None:
+        placed.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", recorded)
+    work(tmp_path / "out.csv", 4, 4, embeddings=True)
+    assert placed[-2:] == ["features.parquet", "out.csv"]
 
 
 def test_an_embedding_that_has_some_nan_is_no_null(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from export.errors import ProjectError, notes
 from export.files import ROOT
 from pipeline.inference.output.run import RunFolder, open_worker, run_folder
-from pipeline.inference.rows import Row, Rows
+from pipeline.inference.output.spec import OutputSpec
+from pipeline.inference.rows import STATUSES, Row, Rows
 from tests.pipeline.inference.output.made_runs import batch, batches, finals, names, row, spec_of, work
 
 HOLDER = """
@@ -123,6 +124,43 @@ def test_statuses_are_counted_over_all_that_ran(tmp_path: Path) -> None:
         assert run.counts() == {"ok": 19, "damaged": 4}
         assert [row(number).status for number in range(23)].count("damaged") == 4
         run.finish()
+
+
+def test_a_worker_writes_as_the_run_was_begun(tmp_path: Path) -> None:
+    spec = OutputSpec("csv", 1, csv_safe=True)
+    with RunFolder.take(tmp_path / "out.csv") as run:
+        run.begin({}, 1, 1, spec)
+        with open_worker(run.path) as worker:
+            worker.write(Rows(0, [Row("=1+1.png", "ok", ("cat",), (1.0,))]))
+        run.finish()
+    assert run.output.read_text().splitlines()[1].startswith("'=1+1.png,ok,cat,")
+
+
+def test_rows_are_kept_until_what_follows_them_is_done(tmp_path: Path) -> None:
+    def full() -> None:
+        assert (tmp_path / "out.csv").exists()
+        raise OSError(28, "No space left on device")
+
+    def run_to_end() -> None:
+        with RunFolder.take(output) as run:
+            run.begin({"model": "a"}, 2, 2, spec_of(output))
+            run.write(batch(0, 2))
+            run.finish(full)
+
+    output = tmp_path / "out.csv"
+    with pytest.raises(OSError, match="No space") as caught:
+        run_to_end()
+    assert notes(caught.value) == (f"2 of 2 rows are kept in {output}.run: the same command continues.",)
+    assert work(output, 2, 2) == 2
+    assert names(tmp_path) == ["out.csv"]
+
+
+def test_every_status_is_counted_as_itself(tmp_path: Path) -> None:
+    statuses = [status for number, status in enumerate(STATUSES, 1) for _ in range(number)]
+    with RunFolder.take(tmp_path / "out.jsonl") as run:
+        run.begin({}, len(statuses), 100, spec_of(run.output))
+        run.write(Rows(0, [Row(f"{n}.png", status, error="why") for n, status in enumerate(statuses)]))  # type: ignore[arg-type]
+        assert run.finish() == {status: number for number, status in enumerate(STATUSES, 1)}
 
 
 def test_a_run_of_one_row_and_one_of_none(tmp_path: Path) -> None:
