@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pipeline.inference.output.layout import Shard
 from pipeline.inference.pace import Pace
 from pipeline.inference.progress import Progress
 from pipeline.inference.request import Request
+from pipeline.inference.rows import Row
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.serving.select_model import Selection
@@ -248,17 +249,16 @@ def test_each_gpu_has_its_own_runner_and_part_of_the_threads(made: Made, monkeyp
         opener: Opener,
         threads: int,
         pace: Pace,
-        on_rows: Callable[[Mapping[str, int]], object],
+        on_rows: Callable[[Sequence[Row]], object],
     ) -> int:
         assert (list(gpus), threads) == ([0, 2], 5)
         for number, shard in enumerate(shards):
             with opener(gpus[number % 2], 1 + number) as work:
                 decode_threads.append(work.settings.threads)
-                work.writer.claim(shard.number)
-                items = work.items(shard.start, shard.stop)
+                items = work.items(work.writer.next_row(shard.number), shard.stop)
                 for rows in classify(items, work.reader, work.runner, work.card, work.settings, pace):
                     work.writer.write(rows)
-                    on_rows({"ok": len(rows.rows)})
+                    on_rows(rows.rows)
                 work.writer.close()
         return 2
 
