@@ -100,8 +100,8 @@ def _long_runs(runs: Iterable[LongRun]) -> str:
             continue
         by_quarter = ", ".join(f"{mib:,.0f}" for mib in run.quarters_mib) or "not known"
         parts.append(
-            f"{run.name}: {count(run.rows, 'row')} of {count(run.inputs, 'input')} with {run.model} in {run.wall_seconds:,} s, peak "
-            f"{run.peak_mib:,} MiB; MiB in each quarter of the time: {by_quarter}."
+            f"{run.name}: {count(run.rows, 'row')} of {count(run.inputs, 'input')} with {run.model} in "
+            f"{run.wall_seconds:,} s, peak {run.peak_mib:,} MiB; MiB in each quarter of the time: {by_quarter}."
         )
         parts.append(_limits(run.limits))
     return "\n\n".join(parts)
