@@ -20,13 +20,15 @@ from pipeline.serving.select_model import select_model
 from pipeline.terminal.command_line import Parser
 from pipeline.workflow.context import Context
 
+BACKEND, PRECISION = "onnxruntime", "fp32"  # the file that `infer` is told to take too
 PARTS = ("compute", "decode")
 
 
 def compute_alone(context: Context, paths: Sequence[Path]) -> float:
-    """Return the seconds that the file that serves takes for these images, decoded before, in the recipe's batches."""
+    """Return the seconds of the FP32 file on the CPU for these images, decoded before, in the recipe's batches."""
     section, card = context.recipe.infer, context.card()
-    choice = select_model(Artifacts(context.root), context.settings, batch_size=min(section.batch_size, len(paths)))
+    batch_size = min(section.batch_size, len(paths))
+    choice = select_model(Artifacts(context.root), context.settings, BACKEND, PRECISION, batch_size=batch_size)
     with ThreadPoolExecutor(usable_cpus()) as pool:
         pixels = np.stack(list(pool.map(card.decode.pixels, paths)))
     top_k = min(section.top_k, len(card.classes))

@@ -37,9 +37,19 @@ def _contest(contest: Contest) -> str:
     parts = [
         head,
         table(
-            ("candidate", "what", "turns", "seconds, median", "with start", "images/s", "peak MiB", "same class"),
+            (
+                "candidate",
+                "what",
+                "turns",
+                "seconds, median",
+                "classifying",
+                "with start",
+                "images/s",
+                "peak MiB",
+                "same class",
+            ),
             (_candidate(candidate, contest.images) for candidate in contest.candidates),
-            right=(2, 3, 4, 5, 6, 7),
+            right=(2, 3, 4, 5, 6, 7, 8),
         ),
         table(
             (f"speed of `{OURS}` over", "ratio", "interval", "rounds", "target", "result"),
@@ -54,12 +64,14 @@ def _contest(contest: Contest) -> str:
 
 def _candidate(candidate: Candidate, images: int) -> tuple[str, ...]:
     inner = [turn.seconds for turn in candidate.turns if turn.seconds is not None and candidate.name != ONE]
+    classifying = [turn.classify_seconds for turn in candidate.turns if turn.classify_seconds is not None]
     peaks = [turn.peak_mib for turn in candidate.turns if turn.peak_mib is not None]
     return (
         candidate.name,
         candidate.what,
         str(len(candidate.turns)),
         f"{median(inner):.2f}" if inner else "–",
+        f"{median(classifying):.2f}" if classifying and inner else "–",
         f"{median(turn.wall_seconds for turn in candidate.turns):.2f}",
         f"{images / median(inner):,.1f}" if inner else "–",
         f"{max(peaks):,}" if peaks else "–",

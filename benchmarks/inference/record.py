@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from benchmarks.contests import compare
@@ -31,13 +30,16 @@ class Turn:
 
     Attributes:
         wall_seconds: from its start to its end.
-        seconds: those of its work, without start-up, as it reported them; None where it reports none.
+        seconds: those of its work, without start-up, as it reported them; None where it reports none. Ours are from the
+            listing of the images to the finished file; loading the model is in them, which the others leave out.
         peak_mib: most memory in MiB; None where the system does not report it.
+        classify_seconds: those of ``seconds`` from the first image to the last answer; None where it reports none.
     """
 
     wall_seconds: float
     seconds: float | None
     peak_mib: int | None
+    classify_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,14 +224,3 @@ def at_most(what: str, unit: str, measured: float | None, most: float, why: str 
     if measured is None:
         return Limit(what, unit, None, most, "not decided", "not measured")
     return Limit(what, unit, round(measured, 3), most, "met" if measured <= most else "missed", why)
-
-
-def with_seconds(turns: Sequence[Turn], one: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Return turns of which each has its seconds: where it reported none, its wall time without that of one image.
-
-    That takes off the one image's decoding and computing too, some hundredths of a second.
-    """
-    if not one or all(turn.seconds is not None for turn in turns):
-        return tuple(turns)
-    start = median(turn.wall_seconds for turn in one)
-    return tuple(Turn(turn.wall_seconds, round(turn.wall_seconds - start, 3), turn.peak_mib) for turn in turns)

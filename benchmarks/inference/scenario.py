@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.inference.alone import BACKEND, PRECISION
 from benchmarks.inference.process import INTERVAL, watch, without_folders
 from benchmarks.inference.record import (
     COMPUTE,
@@ -33,7 +34,6 @@ from benchmarks.inference.record import (
     Turn,
     at_most,
     compare_turns,
-    with_seconds,
 )
 from benchmarks.timing import in_turns
 from export.errors import ProjectError
@@ -91,9 +91,9 @@ def run_scenario(scenario: Scenario, rounds: int, work: Path) -> Contest:
         output = _output(work, name)
         output.unlink(missing_ok=True)
         finished = watch(commands[name](folder))
-        seconds = finished.result.get("seconds")
+        seconds, classifying = (_number(finished.result.get(key)) for key in ("seconds", "classify_seconds"))
         peak = None if finished.peak_bytes is None else finished.peak_bytes >> 20
-        turn = Turn(round(finished.seconds, 3), None if seconds is None else round(float(seconds), 6), peak)
+        turn = Turn(round(finished.seconds, 3), seconds, peak, classifying)
         if folder == (scenario.one if name == ONE else scenario.photos):
             turns[name].append(turn)
             log.info("  %s: %s: %.2f s with its start", scenario.name, name, turn.wall_seconds)
@@ -112,13 +112,13 @@ def run_scenario(scenario: Scenario, rounds: int, work: Path) -> Contest:
     turns = {name: taken for name, taken in turns.items() if taken}
     if OURS not in turns:
         raise ProjectError(f"Expected `infer` to run. Received: {failed.get(OURS)}")
-    ours = with_seconds(turns[OURS], turns.get(ONE, ()))
+    ours = turns[OURS]
     answers = _answers(_output(work, OURS))
     candidates = [
         Candidate(
             name,
             WHAT[name],
-            ours if name == OURS else tuple(taken),
+            tuple(taken),
             _agreeing(answers, _output(work, name)) if name in (SCRIPT, TUTORIAL) else None,
         )
         for name, taken in turns.items()
@@ -149,8 +149,8 @@ def recipe_words(context: Context) -> list[str]:
 def infer_words(context: Context, output: Path) -> list[str]:
     """Return the command of ours, without the inputs: the FP32 file on the CPU, as the others compute it."""
     return [
-        *(sys.executable, "-m", "pipeline", "infer", *recipe_words(context), "--backend", "onnxruntime"),
-        *("--precision", "fp32", "--json", "--quiet", "-o", str(output)),
+        *(sys.executable, "-m", "pipeline", "infer", *recipe_words(context), "--backend", BACKEND),
+        *("--precision", PRECISION, "--json", "--quiet", "-o", str(output)),
     ]
 
 
@@ -185,6 +185,10 @@ def _commands(scenario: Scenario, classes: Path, work: Path) -> dict[str, Callab
     if scenario.tutorial:
         commands[TUTORIAL] = script("tutorial", KERAS, TUTORIAL, "--preprocessing", card.preprocessing.mode)
     return commands
+
+
+def _number(reported: object) -> float | None:
+    return round(float(reported), 6) if isinstance(reported, (int, float)) else None
 
 
 def _output(work: Path, name: str) -> Path:

@@ -16,7 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from export.errors import ModelError, ProjectError
 from export.files import commit_folder, replacing_file, temporary_folder, write_atomic
-from export.records import MAX_BYTES, from_json, parse_json, to_json
+from export.records import (
+    MAX_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORD_VALUES,
+    from_json,
+    parse_json,
+    read_bounded,
+    to_json,
+)
 from export.tensorrt.sidecar import read_sidecar
 from export.words import count, listed
 from pipeline.artifacts.archives import open_tar
@@ -28,6 +36,7 @@ from pipeline.artifacts.manifest import INDEX, MANIFEST, BundleIndex, FileRecord
 from pipeline.artifacts.output import check_folder, require_space
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, TENSORRT8, Artifacts, is_written
 from pipeline.keras_files.archive_checks import HEAD, describe_file, is_tar
+from pipeline.models.model_card import OF_A_BUNDLE, ModelCard
 from pipeline.recipe.limits import RECIPE_NAME
 from pipeline.recipe.load import dump_yaml, load_recipe
 from pipeline.recipe.locate import UNPACKED
@@ -200,7 +209,7 @@ def unpack(archive_path: Path, artifacts: Path, force: bool = False) -> dict[str
                     "Replace it with --force, or name another folder with --artifacts."
                 )
             with recipe_lock(root):
-                _extract(archive, index, root)
+                _extract(archive, index, root, archive_path)
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
         raise ProjectError(
             f"Expected an archive made by `bundle`. Received: {archive_path}: {error}. Copy it again."
@@ -256,7 +265,7 @@ def _read_index(archive: tarfile.TarFile, path: Path) -> BundleIndex:
     return index
 
 
-def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
+def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path, archive_path: Path) -> None:
     with temporary_folder(root / "unpacked") as staging:  # the next run removes what a killed one leaves
         for name, expected in progress_bar(index.files.items(), desc="  unpack"):
             member = archive.getmember(name)
@@ -278,9 +287,22 @@ def _extract(archive: tarfile.TarFile, index: BundleIndex, root: Path) -> None:
         recipe = load_recipe(path)
         if recipe.name != index.recipe:
             raise ValueError(f"its recipe is named {recipe.name!r}, its index says {index.recipe!r}")
+        if (staging / CARD).is_file():
+            _refuse_other_card(staging / CARD, archive_path)
         write_atomic(root / UNPACKED, _yaml_without_permissions(recipe))
         for folder in sorted(p for p in staging.iterdir() if p.is_dir()):
             commit_folder(folder, root / folder.name)
+
+
+def _refuse_other_card(card: Path, archive_path: Path) -> None:
+    """Refuse the card of another version, which every verb would refuse later.
+
+    Raises:
+        ProjectError: it has another schema, or other keys.
+    """
+    data = read_bounded(card, MAX_RECORD_BYTES)
+    tree = parse_json(data, CARD, most=MAX_RECORD_BYTES, most_values=MAX_RECORD_VALUES)
+    from_json(ModelCard, tree, f"{archive_path}, {CARD}", remedy=OF_A_BUNDLE, what="model card")
 
 
 def _warn_of_changed_recipe(context: Context) -> None:

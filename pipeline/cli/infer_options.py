@@ -113,7 +113,7 @@ def refuse_without_images(args: argparse.Namespace) -> None:
     add_infer_options(defaults)
     given = [name for name, value in vars(defaults.parse_args([])).items() if getattr(args, name) != value]
     if given:
-        option = f"--{given[0].replace('_', '-')}"
+        option = "-o" if given[0] == "output" else f"--{given[0].replace('_', '-')}"
         raise ProjectError(f"Expected images to classify with {option}. Received: none. Name files, folders or a list.")
 
 

@@ -148,6 +148,7 @@ def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
 
     Raises:
         ImageError: with the reason why the file cannot be read, and its status.
+        ModuleNotFoundError: simplejpeg is not installed.
     """
     try:
         yield
@@ -163,6 +164,8 @@ def as_image_error(size: int = LARGEST_FILE) -> Iterator[None]:
     except OSError as error:
         raise ImageError(error.strerror or _in_a_line(error) or "not readable", _status(error)) from error
     except Exception as error:  # Pillow's plugins raise many types on damaged files
+        if isinstance(error, ModuleNotFoundError) and error.name == "simplejpeg":
+            raise  # says nothing of the file
         raise ImageError(f"{type(error).__name__}: {_in_a_line(error)}") from error
 
 

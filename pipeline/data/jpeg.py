@@ -11,7 +11,6 @@ import struct
 import threading
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from export.errors import ImageError
@@ -67,6 +66,8 @@ def read_jpeg(
 
 def _decode(data: bytes, space: str, buffer: np.ndarray, header: Image.Image, strict: bool) -> str:
     """Decode into the buffer; the error's message, or "" if there is none."""
+    import simplejpeg  # here, so that verbs that decode nothing, as the doctor, run without it
+
     try:
         pixels = simplejpeg.decode_jpeg(data, space, buffer=buffer, strict=strict)
     except ValueError as error:

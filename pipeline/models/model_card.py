@@ -18,12 +18,17 @@ from pipeline.artifacts.paths import CARD
 from pipeline.data.class_names import model_names
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.preprocessing import own_preprocessing
+from pipeline.recipe.locate import UNPACKED
 from pipeline.recipe.schema import Model, Preprocessing, Recipe
 from pipeline.terminal.command_line import COMMAND, CommandNeededError
 
 if TYPE_CHECKING:
     from pipeline.runners.base import Runner
 
+OF_A_BUNDLE = (  # what a receiver does about a card that cannot be read
+    "Another version made this bundle, or it was changed: make it again with `bundle` of this version where the model "
+    "was trained, and unpack it with --force."
+)
 Output = Literal["auto", "logits", "softmax", "sigmoid"]
 
 
@@ -111,10 +116,14 @@ def read_card(path: Path | str) -> ModelCard:
     A card of an earlier version is refused: its model was trained on pixels that are decoded otherwise now.
 
     Raises:
-        CommandNeededError: missing, damaged, or of another schema; with the file, the key and the command.
+        ProjectError: missing, damaged, or of another schema, in the artifacts of a bundle, whose receiver cannot train.
+        CommandNeededError: the same in other artifacts; with the file, the key and the command.
     """
+    path = Path(path)
+    if (path.parent.parent / UNPACKED).is_file():
+        return read_record(ModelCard, path, remedy=OF_A_BUNDLE, what="model card")
     try:
-        return read_record(ModelCard, Path(path), remedy=f"Run `{COMMAND}` again.", what="model card")
+        return read_record(ModelCard, path, remedy=f"Run `{COMMAND}` again.", what="model card")
     except ProjectError as error:
         raise CommandNeededError(str(error), "train") from error
 

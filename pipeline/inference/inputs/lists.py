@@ -17,6 +17,7 @@ from pipeline.inference.inputs.left_out import NO_PATH, LeftOut
 
 LONGEST_PATH = 4096  # bytes; Linux opens none that is longer
 BLOCK = 2**16
+LONGEST_LINE = 2**20  # bytes; a longer line may have no end
 LONGEST_ROW = 2**20  # characters of a line of a table
 COLUMNS = ("path", "file", "filename", "image", "file_name", "image_path")
 UTF_8 = b"\xef\xbb\xbf"
@@ -27,8 +28,9 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str | Found]:
     """Yield the paths of a list, or a problem for a line that is too long for one.
 
-    A line ends with a line feed, before which a carriage return may stand; or with a NUL, if the first 64 KiB hold one.
-    Empty lines, and lines of blanks where line feeds end them, are no paths.
+    A line ends with a line feed, before which a carriage return may stand; or with a NUL, if the first 64 KiB hold one;
+    or with a carriage return, if they hold no line feed either. Empty lines, and lines of blanks that no NUL ends, are
+    no paths. Behind a line that is so long that it may have no end, nothing is read.
 
     Args:
         file: open for reading bytes.
@@ -42,14 +44,16 @@ def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str
     _refuse_utf_16(block, name)
     if len(block) >= BLOCK and block.count(0) == len(block):  # such as /dev/zero, which has no end
         raise DataError(f"Expected a path a line. Received: {name}, which begins with {len(block):,} NUL bytes.")
-    end = b"\0" if b"\0" in block else b"\n"
+    end = next((end for end in (b"\0", b"\n", b"\r") if end in block), b"\n")
     found = False
     for number, (line, length) in enumerate(_lines(file, block.removeprefix(UTF_8), end), 1):
         if length > LONGEST_PATH:
             found = True
             yield _too_long(line, length, name, number)
+            if length > LONGEST_LINE:
+                return
             continue
-        if end == b"\n":
+        if end != b"\0":
             line = line.removesuffix(b"\r")
             if line.isspace():
                 continue
@@ -61,17 +65,32 @@ def paths_in_text(file: BinaryIO, name: str, first: bytes = b"") -> Iterator[str
 
 
 def _refuse_utf_16(begin: bytes, name: str) -> None:
-    if begin.startswith(UTF_16):
+    if begin.startswith(UTF_16) or _is_unmarked_utf_16(begin):
         raise DataError(
             f"Expected a list in UTF-8, with a path a line. Received: {name}, which is UTF-16, as PowerShell writes. "
             "Save it as UTF-8: ... | Out-File -Encoding utf8."
         )
 
 
+def _is_unmarked_utf_16(begin: bytes) -> bool:
+    """Whether a NUL stands at most second bytes and hardly elsewhere, and what a list has between them.
+
+    Paths of one letter with a NUL behind each look like that too, but none of them is a dot, a slash or a line feed.
+    """
+    for of_nul, of_text in ((begin[1::2], begin[::2]), (begin[::2], begin[1::2])):
+        is_split = 4 * of_nul.count(0) >= 3 * len(of_nul) > 3 and 8 * of_text.count(0) < len(of_text)
+        if is_split and re.search(rb"[./\\\r\n]", of_text):
+            return True
+    return False
+
+
 def _lines(file: BinaryIO, block: bytes, end: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each line without its end and its length; of one that is too long for a path the begin alone."""
+    """Each line without its end and its length; of one that is too long for a path the begin alone.
+
+    Where a line is longer than `LONGEST_LINE`, it is the last one, and its length that of what was read of it.
+    """
     begin, length = b"", 0
-    while block:
+    while block and length <= LONGEST_LINE:
         first, *others = block.split(end)
         length += len(first)
         begin += first[: LONGEST_PATH + 1 - len(begin)]
@@ -87,6 +106,10 @@ def _lines(file: BinaryIO, block: bytes, end: bytes) -> Iterator[tuple[bytes, in
 def _too_long(begin: bytes, length: int, name: str, number: int) -> Found:
     shown = os.fsdecode(begin[:200])
     reason = f"{count(length, 'byte')}, and a path has {LONGEST_PATH:,} at most"
+    if length > LONGEST_LINE:
+        reason = f"a line of more than {LONGEST_LINE:,} bytes; the rest of the list is not read"
+    elif b"\0" in begin:
+        reason = "NUL characters in a list that begins with lines; a list ends all paths with NUL, or none"
     return problem(f"{shown}... ({name}, line {number:,})", reason)
 
 
@@ -104,7 +127,7 @@ def paths_in_table(path: Path, column: str | None, left_out: LeftOut) -> Iterato
     found = False
     try:
         with path.open("rb") as binary, TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
-            _refuse_utf_16(binary.peek(2), str(path))
+            _refuse_utf_16(binary.peek(BLOCK), str(path))
             # Strict: else a quote that is never closed makes one path of all lines behind it.
             rows = csv.reader(_rows(file), strict=True)
             header = next(rows, [])

@@ -20,7 +20,7 @@ from pipeline.inference.inputs.left_out import READ_WHERE_NAMED, LeftOut, Some, 
 from pipeline.inference.inputs.lists import URL, paths_in_table, paths_in_text
 from pipeline.inference.inputs.missing import none_exists, why_missing
 from pipeline.inference.inputs.parquet import images_in_parquet
-from pipeline.inference.inputs.paths import images_below
+from pipeline.inference.inputs.paths import ending_of, images_below
 from pipeline.inference.inputs.patterns import looks_like_pattern, matches
 from pipeline.inference.inputs.plan import Archive, Plan, PlanWriter
 from pipeline.inference.inputs.standard_input import (
@@ -32,7 +32,7 @@ from pipeline.inference.inputs.standard_input import (
     opened_input,
     read_head,
 )
-from pipeline.inference.inputs.tar import images_in_tar
+from pipeline.inference.inputs.tar import HEADER, images_in_tar
 from pipeline.inference.inputs.unique import absolute
 from pipeline.recipe.messages import EXTENSIONS
 
@@ -44,6 +44,14 @@ COMPRESSED = {  # endings of compressed tars, and what uncompresses them
     (".tar.xz", ".txz"): "unxz",
     (".tar.zst", ".tzst"): "unzstd",
 }
+COMPRESSED_BEGINS = {  # the first bytes of the same, for those that are named .tar
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ\0": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+OTHER_ARCHIVES = {".zip": b"PK", ".7z": b"7z\xbc\xaf\x27\x1c", ".rar": b"Rar!"}  # ending: first bytes
+RECENT_LINES = 1024  # of a list that are remembered
 ARCHIVE_ENDINGS = (*READ_WHERE_NAMED, *itertools.chain(*COMPRESSED))
 SUGGESTIONS = 5  # missing inputs for which a like name is looked for
 
@@ -148,8 +156,11 @@ class _Listing:
                 yield from self._pattern(path)
             else:
                 yield self._missing(path)
-        except OSError:
-            yield found_file(path)  # there may be something; decoding says why it cannot be read
+        except OSError as error:
+            if isinstance(error, PermissionError) and looks_like_pattern(path):
+                yield from self._pattern(path)
+            else:
+                yield found_file(path)  # there may be something; decoding says why it cannot be read
         else:
             yield from self._existing(path, facts, None)
 
@@ -186,6 +197,8 @@ class _Listing:
             yield from images_below(path, counts, relative=left_out is None)
         elif stat.S_ISREG(facts.st_mode) and path.lower().endswith(ARCHIVE_ENDINGS):
             yield from self._archive(path)
+        elif stat.S_ISREG(facts.st_mode) and (kind := _other_archive(path)):
+            yield problem(path, kind, "unsupported", mtime_ns=facts.st_mtime_ns)
         elif left_out is None and _is_list(path):
             reason = f"text, not an image; if it is a list of images: --list {shlex.quote(path)}"
             yield problem(path, reason, "not_an_image", mtime_ns=facts.st_mtime_ns)
@@ -198,6 +211,8 @@ class _Listing:
             yield from self._archive(path)
             return
         found = found_file(path)
+        if found.size > 0 and (kind := _other_archive(path)):
+            found = problem(path, kind, "unsupported", mtime_ns=found.mtime_ns)
         if found.size < 0 and URL.match(path) and not os.path.lexists(path):
             found = problem(path, why_missing(path, search=False), "missing")
         elif found.size < 0 and os.path.isdir(path):
@@ -205,14 +220,20 @@ class _Listing:
         yield found
 
     def _lines(self, lines: Iterable[str | Found]) -> Iterator[Found]:
+        recent: dict[str, None] = {}  # so that a path that stands there a million times is looked at once
         for line in lines:
-            if isinstance(line, str):
-                yield from self._line(line)
-            else:
+            if not isinstance(line, str):
                 yield line
+            elif line not in recent:
+                if len(recent) == RECENT_LINES:
+                    recent.clear()
+                recent[line] = None
+                yield from self._line(line)
 
     def _list(self, path: str) -> Iterator[Found]:
         """Yield what a list names."""
+        if not path:
+            raise DataError("Expected a list of paths after --list. Received: an empty name.")
         if path == STANDARD_INPUT:
             stream = opened_input(self._stdin)
             yield from self._text(stream, read_head(stream), "standard input")
@@ -282,6 +303,11 @@ class _Listing:
                     self._archives[place] = Archive(facts.st_size, time, self._column)
                     yield from images_in_parquet(file, path, place, time, self._column)
                     return
+                if tool := _uncompressing(file):
+                    quoted, plain = shlex.quote(path), shlex.quote(f"{path.removesuffix('.tar')}-plain.tar")
+                    reason = f"a compressed tar; uncompress it first: {tool} < {quoted} > {plain}"
+                    yield problem(path, reason, "unsupported", mtime_ns=time)
+                    return
                 self._archives[place] = Archive(facts.st_size, time)
                 before = self._of_tars.endings.total()
                 yield from images_in_tar(file, path, place, time, self._of_tars)
@@ -301,3 +327,25 @@ def _is_list(path: str) -> bool:
     except OSError:
         return False  # decoding says why
     return bool(head) and b"\0" not in head and kind_of(head) == "list"
+
+
+def _uncompressing(file: BinaryIO) -> str:
+    """Return what uncompresses a file that is named .tar; "" where it is not compressed. Its place stays the begin."""
+    begin = file.read(HEADER)
+    file.seek(0)
+    if begin[257:262] == b"ustar":  # a tar, whose first member's name may begin with BZh
+        return ""
+    return next((tool for mark, tool in COMPRESSED_BEGINS.items() if begin.startswith(mark)), "")
+
+
+def _other_archive(path: str) -> str:
+    """Return the reason for an archive that is not read here; "" for every other file."""
+    ending = ending_of(path.rpartition("/")[2])
+    if ending not in OTHER_ARCHIVES:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            is_one = file.read(8).startswith(OTHER_ARCHIVES[ending])
+    except OSError:
+        return ""  # decoding says why
+    return "an archive; unpack it, and name the folder" if is_one else ""

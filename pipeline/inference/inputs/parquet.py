@@ -78,10 +78,14 @@ def column_of_bytes(table: pyarrow.parquet.ParquetFile, path: str, column: str |
         DataError: there is none, or there are several.
     """
     fitting = {field.name: leaf for field in table.schema_arrow if (leaf := _leaf(field)) is not None}
-    if column is None and len(fitting) == 1:
-        return next(iter(fitting.values()))
-    if column is not None and column in fitting:
-        return fitting[column]
+    chosen = next(iter(fitting)) if column is None and len(fitting) == 1 else column
+    if chosen is not None and chosen in fitting:
+        if (number := table.schema_arrow.names.count(chosen)) > 1:
+            raise DataError(
+                f"Expected one column {chosen!r} in {path}. Received: {number} of that name. Rename those without the "
+                "images."
+            )
+        return fitting[chosen]
     every = (f"{field.name!r} ({field.type})"[:100] for field in table.schema_arrow)
     names = listed(map(repr, fitting) if fitting else every)
     if column is None and fitting:
@@ -95,7 +99,10 @@ def _leaf(field: Any) -> str | None:
     import pyarrow.types as types
 
     def is_bytes(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+        return any(test(kind) for test in tests)
 
     if is_bytes(field.type):
         return str(field.name)
@@ -179,6 +186,7 @@ class ParquetRows:
             values = batch.column(0)
             values = values.flatten()[0] if pyarrow.types.is_struct(values.type) else values
             values.validate(full=True)
+            values = values.dictionary_decode() if pyarrow.types.is_dictionary(values.type) else values
         except (pyarrow.ArrowException, OSError, ValueError, StopIteration) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else "fewer rows than stated"
             self._damaged[self._group] = (self._next, f"a damaged row group: {reason}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from export.errors import ProjectError, add_note
-from export.files import add_path
+from export.files import DISK_FULL, add_path
 from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
 from pipeline.inference.output.folder import remove_folder, take_folder
@@ -225,6 +225,9 @@ class RunFolder:
                 add_note(error, f"{rows} are kept in {self.path}: the same command continues.")
         if isinstance(error, OSError):
             add_path(error, self.output)
+            # A person named the output; the folder beside it is on the same disk, and a note says what it keeps.
+            if error.errno in DISK_FULL and Path(str(error.filename)).is_relative_to(self.path):
+                error.filename = str(self.output)
 
     def _begun(self) -> RunRecord:
         if self._record is None:

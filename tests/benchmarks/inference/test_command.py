@@ -6,18 +6,20 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 
-from benchmarks.inference import first_answer
+from benchmarks.inference import alone, first_answer
 from benchmarks.inference.command import COMPUTE_BOUND, DECODE_BOUND, LINES, SMALL, main
 from benchmarks.inference.record import COMPUTE, DECODE, ONE, OURS, SCRIPT, TUTORIAL, InferenceReport
-from benchmarks.inference.scenario import refuse_unlike
+from benchmarks.inference.scenario import infer_words, refuse_unlike
 from export.errors import ProjectError
 from export.ort_session import open_session
 from export.records import read_record
 from pipeline.recipe.load import load_recipe
+from pipeline.serving.select_model import Selection, select_model
 from pipeline.workflow.context import Context
 from tests import tiny_onnx
 from tests.conftest import Chain
@@ -80,6 +82,22 @@ def test_the_first_answer_is_noted_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert onnxruntime.InferenceSession.run is run
 
 
+def test_compute_alone_is_of_the_file_that_infer_is_told_to_take(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context(load_recipe(finished_chain.recipe), finished_chain.recipe, finished_chain.artifacts)
+    asked: list[tuple[Any, ...]] = []
+
+    def noted(*args: Any, **options: Any) -> Selection:
+        asked.append(args[2:])
+        return select_model(*args, **options)
+
+    monkeypatch.setattr(alone, "select_model", noted)
+    assert alone.compute_alone(context, sorted((finished_chain.images / "red").iterdir())[:3]) > 0
+    told = infer_words(context, tmp_path / "x.csv")
+    assert asked == [tuple(told[told.index(option) + 1] for option in ("--backend", "--precision"))]
+
+
 @pytest.mark.slow
 def test_a_quick_run_of_every_candidate(
     finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -99,6 +117,9 @@ def test_a_quick_run_of_every_candidate(
         for candidate in contest.candidates:
             assert len(candidate.turns) == 2
             assert all(turn.wall_seconds > (turn.seconds or 0) for turn in candidate.turns)
+            assert all(
+                (turn.classify_seconds is not None) == (candidate.name in (OURS, ONE)) for turn in candidate.turns
+            )
             if candidate.name == SCRIPT:
                 assert candidate.same_answers == contest.images, "the same work"
         assert {one.verdict for one in contest.comparisons} == {None, "not decided"}, "two rounds decide nothing"

@@ -16,6 +16,7 @@ import yaml
 from export.errors import ProjectError
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.manifest import INDEX, MANIFEST, Key, read_manifest, why_stale, write_manifest
+from pipeline.artifacts.paths import CARD
 from pipeline.cli import bundle as module
 from pipeline.cli.bundle import bundle, unpack, without_permissions
 from pipeline.keras_files.read import read_model_file
@@ -399,6 +400,21 @@ def test_an_index_of_another_version_is_written_anew(archive: Path, there: Path,
         f"Expected the index of a bundle of schema 1 in {archive}, bundle.json. Received: schema {schema}." in message
     )
     assert "another version wrote it: write it again with `bundle` of this one." in message
+
+
+def test_a_model_card_of_another_version_is_refused_before_anything_is_written(
+    context: Context, tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "card", lambda _: None)  # the version that wrote it read its own card
+    tree = json.loads((context.root / CARD).read_text())
+    (context.root / CARD).write_text(json.dumps(tree | {"schema": 3}))
+    card = (context.root / CARD).read_bytes()
+    make_stage(context.root, "train", {"model.keras": b"keras", "model.json": card})
+    archive = tmp_path / "toy.tar"
+    bundle(context, archive)
+    message = refused(archive, there)
+    assert f"Expected the model card of schema 4 in {archive}, {CARD}. Received: schema 3." in message
+    assert "make it again with `bundle` of this version where the model was trained" in message
 
 
 @pytest.mark.parametrize("edit", [lambda index: [1], lambda index: index.update(files=["train/model.json"])])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from export.files import ROOT
 from export.tensorrt.driver import driver_status
@@ -171,7 +173,28 @@ def test_infer_options_need_images(
     finished_chain: Chain, option: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finished_chain.run("infer", *option) == 2
-    assert "Expected images to classify" in errors(capsys)
+    assert f"Expected images to classify with {option[0]}. Received: none." in errors(capsys)
+
+
+def test_a_package_that_is_missing_is_no_damage(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, output = tmp_path / "a.jpg", tmp_path / "out.csv"
+    Image.new("RGB", (9, 9)).save(photo)
+    pq.write_table(pa.table({"image": [photo.read_bytes()]}), tmp_path / "a.parquet")
+    for package, name in (("simplejpeg", "a.jpg"), ("pyarrow", "a.parquet")):
+        with monkeypatch.context() as patch:
+            for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+                patch.setitem(sys.modules, module, None)  # which makes `import` raise ModuleNotFoundError
+            assert finished_chain.run("infer", str(tmp_path / name), "-o", str(output)) == 2
+        assert f"Expected the package {package}" in errors(capsys)
+        assert not output.exists()
+
+
+@pytest.mark.parametrize("package", ["simplejpeg", "pyarrow"])
+def test_where_nothing_is_decoded_no_decoder_is_imported(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import pipeline.cli.commands, pipeline.inference.infer"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", ["folder", "out.xlsx"])

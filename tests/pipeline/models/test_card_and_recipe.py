@@ -193,6 +193,16 @@ def test_a_card_of_an_earlier_version_is_refused_with_the_command_that_trains(
     assert f"{train}` again" in said
 
 
+def test_the_receiver_of_a_bundle_is_not_told_to_train(tmp_path: Path) -> None:
+    path = tmp_path / "toy" / "train" / "model.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(older_card(json.loads(write(path).read_text()))))
+    (tmp_path / "toy" / "recipe.yaml").write_text("{}")
+    with pytest.raises(ProjectError, match=r"schema 4 .*make it again with `bundle`.*--force\.$") as caught:
+        read_card(path)
+    assert "train`" not in str(caught.value)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["classes", "preprocessing", "decode", "output", "source", "changes", "parameters", "schema"]),

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export.errors import DataError
+from pipeline.inference.inputs import make_plan
+from pipeline.inference.inputs.found import Found, found_file
 from pipeline.inference.inputs.lists import BLOCK, LONGEST_PATH, paths_in_text
 from tests.pipeline.inference.inputs.parts import only, paths, plan, touch
 
@@ -34,6 +36,8 @@ def write(name: str, content: bytes | str) -> str:
         b"\xef\xbb\xbfa.jpg\nb c.jpg\n",
         b"a.jpg\0b c.jpg\0",
         b"a.jpg\0\0b c.jpg",
+        b"a.jpg\rb c.jpg\r",
+        b"a.jpg\r \rb c.jpg",
     ],
 )
 def test_the_forms_of_a_text_list(content: bytes) -> None:
@@ -82,14 +86,15 @@ def test_an_endless_line_takes_no_memory() -> None:
         left = 2**28
 
         def read(self, size: int = -1) -> bytes:
-            self.left -= size
+            Endless.left -= size
             return b"x" * size if self.left > 0 else b""
 
     import tracemalloc
 
     tracemalloc.start()
     (found,) = paths_in_text(Endless(), "list")
-    assert found.place.startswith("268,3")
+    assert found.place == "a line of more than 1,048,576 bytes; the rest of the list is not read"
+    assert Endless.left > 2**27
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -104,6 +109,47 @@ def test_an_empty_list_is_an_error(content: bytes) -> None:
 def test_a_list_in_utf_16_is_refused() -> None:
     with pytest.raises(DataError, match=r"which is UTF-16, as PowerShell writes\. Save it as UTF-8"):
         plan(lists=[write("list.txt", "a.jpg\r\n".encode("utf-16"))])
+
+
+@pytest.mark.parametrize("form", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["a.jpg\r\nb.jpg\r\n", "\u00e9t\u00e9/\u4e00\u4e8c.jpg\n"])
+def test_a_list_in_utf_16_without_a_mark_is_refused_too(form: str, text: str) -> None:
+    for name in ("list.txt", "list.csv"):
+        with pytest.raises(DataError, match=r"which is UTF-16, as PowerShell writes\. Save it as UTF-8"):
+            plan(lists=[write(name, text.encode(form))])
+
+
+def test_names_of_a_letter_with_nul_are_no_utf_16() -> None:
+    assert paths(lists=[write("list", b"a\0b\0c\0")]) == ["a", "b", "c"]
+    assert paths(lists=[write("list", b"./a\0./b\0")]) == ["./a", "./b"]
+
+
+def test_nul_bytes_far_behind_the_begin_of_a_list_with_lines() -> None:
+    lines = b"".join(b"%05d.jpg\n" % number for number in range(BLOCK // 10 + 1))
+    tail = b"".join(b"%05d.png\0" % number for number in range(1000))
+    *_, short, last = plan(lists=[write("list", lines + b"x\0y\n" + tail)]).items()
+    assert (short.kind, short.place) == ("problem", "a NUL character, which no path has")
+    assert last.place == "NUL characters in a list that begins with lines; a list ends all paths with NUL, or none"
+
+
+def test_what_repeats_in_a_list_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    touch("a.jpg", "b.jpg")
+    looked: list[str] = []
+
+    def counted(path: str) -> Found:
+        looked.append(path)
+        return found_file(path)
+
+    monkeypatch.setattr(make_plan, "found_file", counted)
+    monkeypatch.setattr(make_plan, "RECENT_LINES", 2)
+    assert paths(lists=[write("list", "a.jpg\nb.jpg\n" * 50)]) == ["a.jpg", "b.jpg"]
+    assert looked == ["a.jpg", "b.jpg"]
+    assert paths(lists=[write("list", "a.jpg\nb.jpg\nc.jpg\n" * 50)]) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_list_without_a_name() -> None:
+    with pytest.raises(DataError, match=r"^Expected a list of paths after --list\. Received: an empty name\.$"):
+        plan(lists=[""])
 
 
 def test_a_table_in_utf_16_is_refused() -> None:

@@ -54,6 +54,8 @@ NULL = ("missing", "the row has no image: null")
     [
         (pyarrow.binary(), ROWS),
         (pyarrow.large_binary(), ROWS),
+        (pyarrow.binary_view(), ROWS),
+        (pyarrow.dictionary(pyarrow.int32(), pyarrow.binary()), ROWS),
         (pyarrow.binary(4), [b"%04d" % row for row in range(100)]),
         (pyarrow.struct({"path": pyarrow.string(), "bytes": pyarrow.binary()}), ROWS),
     ],
@@ -90,6 +92,19 @@ def test_a_column_is_named_where_several_fit() -> None:
         DataError, match=r"Expected a column 'c' of bytes in d\.parquet\. Received: 'a', 'b', 'a\.b'\.$"
     ):
         plan("d.parquet", column="c")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.int64()])
+@pytest.mark.parametrize("column", [None, "a"])
+def test_two_columns_of_one_name_are_not_guessed_between(kind: Any, column: str | None) -> None:
+    other = pyarrow.array([b"2" if kind == pyarrow.binary() else 2], kind)
+    table = pyarrow.Table.from_arrays([pyarrow.array([b"1"]), other], ["a", "a"])
+    pyarrow.parquet.write_table(table, "d.parquet")
+    with pytest.raises(DataError) as told:
+        plan("d.parquet", column=column)
+    assert str(told.value) == (
+        "Expected one column 'a' in d.parquet. Received: 2 of that name. Rename those without the images."
+    )
 
 
 def test_no_column_that_fits() -> None:

@@ -115,3 +115,16 @@ def test_a_folder_that_cannot_be_listed_is_an_item(monkeypatch: pytest.MonkeyPat
         ("p/x", "problem"),
         ("p/y/z/3.jpg", "file"),
     ]
+
+
+def test_a_pattern_into_a_locked_folder_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patch:
+        stat = os.stat
+        patch.setattr(os, "stat", lambda path, **more: refuse(path) if path == "p/*.jpg" else stat(path, **more))
+        patch.setattr(os, "scandir", refuse)
+        item = next(iter(plan("p/*.jpg").items()))
+    assert (item.path, item.kind, item.status) == ("p", "problem", "unreadable")
+    assert item.place == "the folder cannot be listed: Permission denied"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import subprocess
 import tarfile
 import tracemalloc
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -258,6 +262,31 @@ def test_compressed_tars_are_named_with_the_remedy() -> None:
         "bunzip2 e.tar.bz2",
         "unxz f.tar.xz",
     ]
+
+
+@pytest.mark.parametrize(("tool", "module"), [("gunzip", gzip), ("bunzip2", bz2), ("unxz", lzma)])
+def test_a_compressed_tar_by_another_name(tool: str, module: ModuleType) -> None:
+    Path("a b.tar").write_bytes(module.compress(b"x" * 600))
+    item = only(plan("a b.tar"))
+    assert (item.kind, item.status) == ("problem", "unsupported")
+    assert item.place == f"a compressed tar; uncompress it first: {tool} < 'a b.tar' > 'a b-plain.tar'"
+    write_tar("s.tar", {"BZh9.jpg": b"x"})
+    assert only(plan("s.tar")).path == "s.tar/BZh9.jpg"
+
+
+def test_an_archive_of_another_kind_is_not_taken_for_a_bad_image() -> None:
+    begins = {"a.zip": b"PK\3\4", "b.7Z": b"7z\xbc\xaf\x27\x1c", "c.rar": b"Rar!\x1a\7"}
+    for name, begin in begins.items():
+        Path(name).write_bytes(begin + b"x" * 99)
+    Path("list").write_text("\n".join(begins))
+    Path("photo.zip").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for inputs, lists in (([*begins], []), (["*.[zZ7r]*"], []), ([], ["list"])):
+        items = [item for item in plan(*inputs, lists=lists).items() if item.path != "photo.zip"]
+        assert [item.path for item in items] == [*begins]
+        assert {(item.kind, item.status, item.place) for item in items} == {
+            ("problem", "unsupported", "an archive; unpack it, and name the folder")
+        }
+    assert only(plan("photo.zip")).kind == "file"
 
 
 def test_what_is_left_out_of_many_tars_is_one_message() -> None:

@@ -235,6 +235,16 @@ def test_it_says_what_it_continues_and_what_it_keeps(tmp_path: Path, caplog: pyt
     assert caplog.messages == [f"continuing in {output}.run: {done} of 3,000 rows are done" for done in (2, 4)]
 
 
+def test_a_full_disk_names_the_output_whichever_file_of_its_folder_was_full(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    for path in (output.with_name("out.csv.run") / "run.json", tmp_path / "features.npy"):
+        error = OSError(28, "No space left on device", str(path))
+        with pytest.raises(OSError, match="No space"):
+            run_into(output, error, 2)
+        assert error.filename == str(output if path.name == "run.json" else path)
+        assert "kept in" in notes(error)[0]
+
+
 def test_without_a_row_nothing_is_kept_or_said(tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     with pytest.raises(KeyboardInterrupt) as caught:
