@@ -126,7 +126,8 @@ def infer(
             run = _Run(request, card, _plan(request, folder), select, quiet)
             result = run.to_stream()
             return replace(result, seconds=time.perf_counter() - began)
-    with RunFolder.take(request.output) as folder_of_run:
+    others = {"--embeddings": request.embeddings, "--sort-into": request.sort_into}
+    with RunFolder.take(request.output, {o: path for o, path in others.items() if path is not None}) as folder_of_run:
         run = _Run(request, card, _plan(request, folder_of_run.inputs), select, quiet)
         result = run.to_file(folder_of_run, sha256_file(card_path))
         return replace(result, seconds=time.perf_counter() - began)

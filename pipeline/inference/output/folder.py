@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,16 +17,42 @@ from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
 from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
 
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
-_INSTEAD: Final = "Wait for it, or name another output with -o."
 _ATTEMPTS: Final = 1000  # a run that ends removes the folder; another attempt makes it again
 
 
-def take_folder(folder: Path, output: Path) -> int:
+def run_folder(output: Path) -> Path:
+    """Return the folder of the run that writes an output."""
+    return output.with_name(f"{output.name}.run")
+
+
+@contextlib.contextmanager
+def holding(output: Path, option: str) -> Iterator[None]:
+    """Keep other runs from a file or folder that is written beside the rows, by a run's folder of its own.
+
+    The rows of a stopped run that are in that folder stay.
+
+    Args:
+        output: the file or folder.
+        option: that names it, for messages.
+
+    Raises:
+        ProjectError: Another process holds it, or what is there is not ours.
+    """
+    folder = run_folder(output)
+    descriptor = take_folder(folder, output, option)
+    try:
+        yield
+    finally:
+        _give_back(folder, descriptor)
+
+
+def take_folder(folder: Path, output: Path, option: str = "-o") -> int:
     """Make the folder of a run, or open an earlier run's, and lock it.
 
     Args:
         folder: of the run.
         output: what the run writes, for messages.
+        option: that names the output, for messages. Defaults to "-o".
 
     Returns:
         int: descriptor of the lock; closing it gives the folder back.
@@ -41,12 +68,15 @@ def take_folder(folder: Path, output: Path) -> int:
                 sync(folder.parent)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
-                _refuse_foreign(folder)
+                _refuse_foreign(folder, option)
         with contextlib.suppress(FileNotFoundError):
             descriptor = open_inside(folder / LOCK, os.O_RDWR | os.O_CREAT)
             try:
                 if not lock(descriptor):
-                    raise ProjectError(f"{output} is being written by {_holder(descriptor)}. {_INSTEAD}")
+                    raise ProjectError(
+                        f"{output} is being written by {_holder(descriptor)}. Wait for it, or name another output with "
+                        f"{option}."
+                    )
                 if is_at(descriptor, folder / LOCK):
                     write_at(
                         descriptor, 0, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
@@ -87,7 +117,20 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         folder.rmdir()
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _give_back(folder: Path, descriptor: int) -> None:
+    """Give back a lock, and remove the folder where there is nothing else in it, as far as that is possible."""
+    try:
+        is_empty = os.listdir(folder) == [LOCK]
+    except OSError:  # somebody removed it
+        is_empty = False
+    if not is_empty:
+        os.close(descriptor)
+        return
+    with contextlib.suppress(OSError):
+        remove_folder(folder, descriptor)
+
+
+def _refuse_foreign(folder: Path, option: str) -> None:
     received = foreign(folder)
     if not received:
         with os.scandir(folder) as entries:
@@ -100,7 +143,7 @@ def _refuse_foreign(folder: Path) -> None:
     if received:
         raise ProjectError(
             f"Expected no {folder}, or the folder of an earlier run there. Received: {received}. Move it away, or name "
-            "another output with -o."
+            f"another output with {option}."
         )
 
 

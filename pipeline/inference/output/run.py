@@ -22,7 +22,7 @@ from export.errors import ProjectError, add_note
 from export.files import add_path
 from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
-from pipeline.inference.output.folder import remove_folder, take_folder
+from pipeline.inference.output.folder import holding, remove_folder, run_folder, take_folder
 from pipeline.inference.output.join import DamagedShardError, join
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME, Layout, Shard
 from pipeline.inference.output.places import is_locked, size_of
@@ -54,22 +54,31 @@ class RunFolder:
         self._record: RunRecord | None = None
         self._writer: ShardWriter | None = None
         self._is_over = False
+        self._others = contextlib.ExitStack()
 
     @classmethod
-    def take(cls, output: Path) -> RunFolder:
+    def take(cls, output: Path, others: Mapping[str, Path] | None = None) -> RunFolder:
         """Make the folder of an output, or open the one of an earlier run, and lock it.
 
+        Args:
+            output: the final file.
+            others: by the option that names it, what else the run writes; it is locked too. Defaults to None: nothing.
+
         Raises:
-            ProjectError: Another process writes this output, or what is there is no folder of an earlier run.
+            ProjectError: Another process writes one of these, two of them are one, or what is there is no folder of an
+                earlier run.
         """
+        _refuse_the_same({"-o": output, **(others or {})})
         try:
             run = cls(output, take_folder(run_folder(output), output))
             try:
+                for option, path in (others or {}).items():
+                    run._others.enter_context(holding(path, option))
                 if run.inputs.exists():
                     shutil.rmtree(run.inputs)
                 run.inputs.mkdir(mode=0o700)
-            except BaseException:
-                os.close(run._lock)
+            except BaseException as error:
+                run.__exit__(type(error), error, None)
                 raise
         except OSError as error:
             add_path(error, output)
@@ -102,10 +111,6 @@ class RunFolder:
             raise ValueError(f"Expected shards of at least one row. Received: total={total}, shard_rows={shard_rows}.")
         if spec.format == "parquet" or spec.embeddings is not None:
             require_parquet()
-        if spec.embeddings is not None and os.path.abspath(spec.embeddings) == os.path.abspath(self.output):
-            raise ProjectError(
-                f"Expected two files, one for rows and one for embeddings. Received: {self.output} twice."
-            )
         texts = {escape_undecodable(k): escape_undecodable(v) if isinstance(v, str) else v for k, v in identity.items()}
         record = RunRecord(
             identity=texts,
@@ -212,6 +217,7 @@ class RunFolder:
         finally:
             if not self._is_over:
                 os.close(self._lock)
+            self._others.close()
 
     def _leave(self, error: BaseException | None) -> None:
         """Keep the rows and say so; remove the folder where there are none."""
@@ -285,11 +291,6 @@ class RunFolder:
         remove_folder(self.path, self._lock)
 
 
-def run_folder(output: Path) -> Path:
-    """Return the folder of the run that writes an output."""
-    return output.with_name(f"{output.name}.run")
-
-
 def open_worker(folder: Path) -> ShardWriter:
     """Return what writes shards of a run for a process beside the one that holds the folder.
 
@@ -306,6 +307,17 @@ def open_worker(folder: Path) -> ShardWriter:
         raise ProjectError(f"Expected a run in {folder}. Received: none has begun.")
     spec = OutputSpec(record.format, record.top_k, record.csv_safe)
     return ShardWriter(record.layout(folder), spec, is_alive=lambda: is_locked(folder / LOCK))
+
+
+def _refuse_the_same(outputs: Mapping[str, Path]) -> None:
+    options: dict[str, str] = {}
+    for option, path in outputs.items():
+        place = os.path.abspath(path)
+        if place in options:
+            raise ProjectError(
+                f"Expected different outputs after {options[place]} and {option}. Received: {path} twice. Name another."
+            )
+        options[place] = option
 
 
 def _done(layout: Layout) -> int:

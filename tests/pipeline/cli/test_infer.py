@@ -400,6 +400,17 @@ def test_an_output_that_is_being_written_is_refused_by_name(
     assert f"{out} is being written by process {os.getpid()}" in errors(capsys)
 
 
+@pytest.mark.parametrize("option", ["--embeddings", "--sort-into"])
+def test_a_second_run_that_shares_another_output_is_refused(
+    finished_chain: Chain, tmp_path: Path, photo: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "shared.parquet"
+    with RunFolder.take(tmp_path / "first.csv", {option: shared}):
+        assert finished_chain.run("infer", photo, "-o", str(tmp_path / "out.csv"), option, str(shared)) == 2
+    assert f"{shared} is being written by process {os.getpid()}" in errors(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- what is refused ---
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from export.errors import ProjectError, notes
 from export.files import ROOT
-from pipeline.inference.output.run import RunFolder, open_worker, run_folder
+from pipeline.inference.output.folder import run_folder
+from pipeline.inference.output.run import RunFolder, open_worker
 from pipeline.inference.rows import Row, Rows
 from tests.pipeline.inference.output.made_runs import batch, batches, finals, names, row, spec_of, work
 
@@ -218,8 +219,10 @@ def test_an_error_before_it_begins_keeps_the_rows_that_are_there(tmp_path: Path)
 
 def test_rows_and_embeddings_are_two_files(tmp_path: Path) -> None:
     output = tmp_path / "features.parquet"
-    with pytest.raises(ProjectError, match="Expected two files"), RunFolder.take(output) as run:
-        run.begin({}, 3, 10, spec_of(output, True))
+    said = r"Expected different outputs after -o and --embeddings\. Received: .* twice"
+    with pytest.raises(ProjectError, match=said):
+        RunFolder.take(output, {"--embeddings": tmp_path / "x" / ".." / "features.parquet"})
+    assert names(tmp_path) == []
 
 
 # --- whose it is ---
@@ -244,6 +247,34 @@ def test_a_second_run_with_one_output_is_refused_by_name(tmp_path: Path) -> None
     assert work(output) == 2
     assert names(tmp_path) == ["other.csv", "out.csv"]
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
+
+
+@pytest.mark.parametrize("option", ["--embeddings", "--sort-into"])
+def test_two_runs_share_nothing_that_they_write(tmp_path: Path, option: str) -> None:
+    shared = tmp_path / "new" / "shared.parquet"
+    message = rf"^{re.escape(str(shared))} is being written by process {os.getpid()} since .* with {option}\.$"
+    stop(tmp_path / "b.csv")
+    with RunFolder.take(tmp_path / "a.csv", {option: shared}):
+        with pytest.raises(ProjectError, match=message):
+            RunFolder.take(tmp_path / "b.csv", {option: shared})
+        with pytest.raises(ProjectError, match="is being written by process"):
+            RunFolder.take(shared)
+    assert names(shared.parent) == []
+    assert work(tmp_path / "b.csv") == 12, "what is refused keeps its rows"
+
+
+def test_a_killed_run_holds_nothing_and_the_rows_of_another_one_stay(tmp_path: Path) -> None:
+    """Its folder is there with an unlocked lock; a stopped run's folder has rows, too."""
+    shared = tmp_path / "shared.parquet"
+    run_folder(shared).mkdir()
+    (run_folder(shared) / "lock").write_text("process 1 since then\n")
+    with RunFolder.take(tmp_path / "a.csv", {"--embeddings": shared}):
+        pass
+    assert names(tmp_path) == []
+    stop(shared)
+    with RunFolder.take(tmp_path / "a.csv", {"--embeddings": shared}):
+        pass
+    assert work(shared) == 12
 
 
 def test_a_folder_that_goes_while_it_is_taken_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
