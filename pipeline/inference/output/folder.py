@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
 from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
 
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
+_OF_RUN: Final = re.compile(rf"{LOCK}|{re.escape(RECORD)}|{SHARD_NAME.pattern}|{_TEMPORARY.pattern}")
+_INPUT: Final = re.compile(r"plan|stdin-[0-9a-f]{32}|\.(?:plan|stdin)\.tmp-.*")  # what lists the inputs makes these
 _ATTEMPTS: Final = 1000  # a run that ends removes the folder; another attempt makes it again
 
 
@@ -105,8 +106,7 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         for name in os.listdir(folder):
             if SHARD_NAME.fullmatch(name) or _TEMPORARY.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
-        if (folder / INPUTS).exists():
-            shutil.rmtree(folder / INPUTS)
+        remove_inputs(folder)
         if os.name != "nt":
             (folder / LOCK).unlink()
     finally:
@@ -115,6 +115,19 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         if os.name == "nt":  # it removes no open file
             (folder / LOCK).unlink()
         folder.rmdir()
+
+
+def remove_inputs(folder: Path) -> None:
+    """Remove the inputs that a run has listed in its folder; whatever else is there stays, and the folder with it.
+
+    Raises:
+        OSError: There is something else.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder / INPUTS):
+            if _INPUT.fullmatch(name):
+                (folder / INPUTS / name).unlink(missing_ok=True)
+        (folder / INPUTS).rmdir()
 
 
 def _give_back(folder: Path, descriptor: int) -> None:
@@ -133,13 +146,7 @@ def _give_back(folder: Path, descriptor: int) -> None:
 def _refuse_foreign(folder: Path, option: str) -> None:
     received = foreign(folder)
     if not received:
-        with os.scandir(folder) as entries:
-            strange = sorted(entry.name for entry in entries if not _is_ours(entry))
-            names = os.listdir(folder)
-        if strange:
-            received = f"a folder with {strange[0]!r}, which no run makes"
-        elif names and LOCK not in names:
-            received = "a folder that no run made"
+        received = _strange(folder)
     if received:
         raise ProjectError(
             f"Expected no {folder}, or the folder of an earlier run there. Received: {received}. Move it away, or name "
@@ -147,11 +154,24 @@ def _refuse_foreign(folder: Path, option: str) -> None:
         )
 
 
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    if entry.name == INPUTS:
-        return entry.is_dir(follow_symlinks=False)
-    is_named = entry.name in (LOCK, RECORD) or SHARD_NAME.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)
-    return bool(is_named) and entry.is_file(follow_symlinks=False)
+def _strange(folder: Path) -> str:
+    """Return why a folder is none that a run made, "" where it is one; an empty one may be."""
+    with os.scandir(folder) as entries:
+        there = {entry.name: entry for entry in entries}
+    strange = [name for name, entry in there.items() if name != INPUTS and not _is_file(entry, _OF_RUN)]
+    inputs = there.get(INPUTS)
+    if inputs is not None and not inputs.is_dir(follow_symlinks=False):
+        strange.append(INPUTS)
+    elif inputs is not None:
+        with os.scandir(inputs.path) as entries:
+            strange += [f"{INPUTS}/{entry.name}" for entry in entries if not _is_file(entry, _INPUT)]
+    if strange:
+        return f"a folder with {min(strange)!r}, which no run makes"
+    return "a folder that no run made" if there and LOCK not in there else ""
+
+
+def _is_file(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
+    return names.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 
 def _holder(descriptor: int) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from export.errors import ProjectError, add_note
 from export.files import add_path
 from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
-from pipeline.inference.output.folder import holding, remove_folder, run_folder, take_folder
+from pipeline.inference.output.folder import holding, remove_folder, remove_inputs, run_folder, take_folder
 from pipeline.inference.output.join import DamagedShardError, join
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME, Layout, Shard
 from pipeline.inference.output.places import is_locked, size_of
@@ -74,8 +73,7 @@ class RunFolder:
             try:
                 for option, path in (others or {}).items():
                     run._others.enter_context(holding(path, option))
-                if run.inputs.exists():
-                    shutil.rmtree(run.inputs)
+                remove_inputs(run.path)
                 run.inputs.mkdir(mode=0o700)
             except BaseException as error:
                 run.__exit__(type(error), error, None)

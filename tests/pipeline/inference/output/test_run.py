@@ -317,11 +317,16 @@ def refusals(folder: Path, elsewhere: Path) -> dict[str, str]:
         (folder / "000000.csv").write_text("mine")
         return {"received": "a folder that no run made"}
     (folder / "lock").write_text("")
+    if kind == "inputs":
+        (folder / "inputs").mkdir()
+        (folder / "inputs" / "plan").write_text("mine or a run's")
+        (folder / "inputs" / "stdin-thesis.txt").write_text("mine")
+        return {"received": "a folder with 'inputs/stdin-thesis.txt', which no run makes"}
     (folder / "000000.part").symlink_to(elsewhere / "victim")
     return {"received": "a folder with '000000.part', which no run makes"}
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling", "file", "foreign", "alike", "planted"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file", "foreign", "alike", "planted", "inputs"])
 def test_what_is_no_folder_of_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -369,6 +374,18 @@ def test_an_output_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -
     work(tmp_path / "out.csv")
     assert (tmp_path / "victim").read_text() == "mine"
     assert not (tmp_path / "out.csv").is_symlink()
+
+
+def test_what_somebody_puts_beside_the_inputs_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "out.csv"
+    with RunFolder.take(output) as run:
+        (run.inputs / "plan").write_text("x")
+        run.begin({}, 1, 10, spec_of(output))
+        run.write(batch(0, 1))
+        (run.inputs / "thesis.txt").write_text("mine")
+        run.finish()
+    assert "is complete; remove" in caplog.text
+    assert names(run.inputs) == ["thesis.txt"]
 
 
 # --- several processes ---
