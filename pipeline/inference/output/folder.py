@@ -15,6 +15,7 @@ from export.files import remove_leftovers, sync, temporaries_of
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
 from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
 
+_ENDING: Final = ".run"
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
 _OF_RUN: Final = re.compile(rf"{LOCK}|{re.escape(RECORD)}|{SHARD_NAME.pattern}|{_TEMPORARY.pattern}")
 _INPUT: Final = re.compile(r"plan|stdin-[0-9a-f]{32}|\.(?:plan|stdin)\.tmp-.*")  # what lists the inputs makes these
@@ -23,7 +24,7 @@ _ATTEMPTS: Final = 1000  # a run that ends removes the folder; another attempt m
 
 def run_folder(output: Path) -> Path:
     """Return the folder of the run that writes an output."""
-    return output.with_name(f"{output.name}.run")
+    return output.with_name(output.name + _ENDING)
 
 
 @contextlib.contextmanager
@@ -128,6 +129,15 @@ def remove_inputs(folder: Path) -> None:
             if _INPUT.fullmatch(name):
                 (folder / INPUTS / name).unlink(missing_ok=True)
         (folder / INPUTS).rmdir()
+
+
+def is_run_folder(path: str) -> bool:
+    """Return whether a run has made a folder, by its name and what is in it; False where that cannot be seen."""
+    try:
+        is_named = path.endswith(_ENDING) and os.path.lexists(os.path.join(path, LOCK))
+        return is_named and not foreign(Path(path)) and not _strange(Path(path))
+    except OSError:
+        return False
 
 
 def _give_back(folder: Path, descriptor: int) -> None:
