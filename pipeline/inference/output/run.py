@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from export.errors import ProjectError, add_note
-from export.files import add_path
+from export.files import add_path, refuse_long_name
 from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
 from pipeline.inference.output.folder import holding, remove_folder, remove_inputs, run_folder, take_folder
@@ -64,10 +64,13 @@ class RunFolder:
             others: by the option that names it, what else the run writes; it is locked too. Defaults to None: nothing.
 
         Raises:
-            ProjectError: Another process writes one of these, two of them are one, or what is there is no folder of an
-                earlier run.
+            ProjectError: Another process writes one of these, two of them are one, a name is too long, or what is there
+                is no folder of an earlier run.
         """
-        _refuse_the_same({"-o": output, **(others or {})})
+        outputs = {"-o": output, **(others or {})}
+        _refuse_the_same(outputs)
+        for option, path in outputs.items():
+            refuse_long_name(path, option)
         try:
             run = cls(output, take_folder(run_folder(output), output))
             try:

@@ -225,6 +225,21 @@ def test_rows_and_embeddings_are_two_files(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("option", ["-o", "--embeddings", "--sort-into"])
+def test_a_name_that_is_too_long_for_a_temporary_one_is_refused_at_once(tmp_path: Path, option: str) -> None:
+    def take(size: int) -> RunFolder:
+        place = tmp_path / "new" / ("x" * (size - 4) + ".csv")
+        return RunFolder.take(place) if option == "-o" else RunFolder.take(tmp_path / "a.csv", {option: place})
+
+    for size in (227, 240, 251, 255):
+        with pytest.raises(ProjectError, match=rf"shorter name after {option}, .* whose name has {size}\."):
+            take(size)
+        assert names(tmp_path) == []
+    with take(226):
+        pass
+    work(tmp_path / ("ä" * 111 + ".csv"))
+
+
 # --- whose it is ---
 
 
