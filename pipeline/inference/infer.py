@@ -211,15 +211,17 @@ class _Run:
 
     def to_file(self, run: RunFolder, card_digest: str) -> Inference:
         """Write the rows by way of the run's folder, from where an earlier run was stopped."""
-        former = None if self.request.restart else run.former_identity().get(_THREADS)
-        threads = former if isinstance(former, int) and former else usable_cores()
-        run.begin(
+        threads = usable_cores()
+        identity = run.begin(
             self._identity(card_digest, threads),
             len(self.plan),
             self._shard_rows(),
             self.spec,
+            kept=_THREADS,
             fresh=self.request.restart,
         )
+        if isinstance(former := identity[_THREADS], int) and former:
+            threads = former
         before, shards = run.counts(), run.unfinished()
         done = sum(before.values())
         with Progress(len(self.plan), done, done - before.get(OK, 0), quiet=self.quiet) as progress:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -93,8 +94,9 @@ class RunFolder:
         shard_rows: int,
         spec: OutputSpec,
         *,
+        kept: str = "",
         fresh: bool = False,
-    ) -> None:
+    ) -> Mapping[str, Value]:
         """Continue the rows that are there if they are of the same identity, else begin anew and say what changed.
 
         Args:
@@ -103,7 +105,12 @@ class RunFolder:
             total: rows of the run.
             shard_rows: rows of a shard; whole batches.
             spec: what is written.
+            kept: the key whose former value stays where the run is continued, if both values are true. Defaults to "":
+                none.
             fresh: whether to begin anew in any case. Defaults to False.
+
+        Returns:
+            Mapping[str, Value]: the identity of the rows.
 
         Raises:
             ProjectError: The record of the earlier run cannot be read, or a process of it still writes.
@@ -126,19 +133,14 @@ class RunFolder:
         )
         self._spec = spec
         former = None if fresh else read_run(self.path)
-        if former is not None and former.decides() == record.decides():
+        as_former = record
+        if former is not None and texts.get(kept) and former.identity.get(kept):
+            as_former = replace(record, identity={**texts, kept: former.identity[kept]})
+        if former is not None and former.decides() == as_former.decides():
             self._continue(former)
-        else:
-            self._begin_anew(record, former)
-
-    def former_identity(self) -> Mapping[str, Value]:
-        """Return the identity of the run that was stopped; empty where there was none.
-
-        Raises:
-            ProjectError: Its record cannot be read.
-        """
-        former = read_run(self.path)
-        return {} if former is None else former.identity
+            return former.identity
+        self._begin_anew(record, former, changes(former, as_former) if former else "")
+        return texts
 
     @property
     def done(self) -> int:
@@ -264,12 +266,12 @@ class RunFolder:
         if done := self.done:
             log.info("continuing in %s: %s of %s are done", self.path, f"{done:,}", count(record.total, "row"))
 
-    def _begin_anew(self, record: RunRecord, former: RunRecord | None) -> None:
+    def _begin_anew(self, record: RunRecord, former: RunRecord | None, changed: str) -> None:
         assert self._spec is not None
         if former is not None and (dropped := _done(former.layout(self.path))):
             log.warning(
                 "%s of an earlier run for %s %s dropped, as these changed: %s",
-                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changes(former, record),
+                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changed,
             )  # fmt: skip
         self._remove_shards()
         write_json(self.path / RECORD, record)

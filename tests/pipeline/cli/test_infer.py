@@ -377,6 +377,26 @@ def test_another_run_begins_anew_and_says_why(
     assert len(read_rows(tmp_path / "out.csv")) == 96
 
 
+def test_only_a_run_that_goes_on_keeps_its_number_of_threads(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    opened = infer.open_choice
+
+    def recorded(choice: Any, settings: Any, threads: int) -> Any:
+        used.append(threads)
+        return opened(choice, settings, threads)
+
+    monkeypatch.setattr(infer, "open_choice", recorded)
+    arguments = ["infer", str(finished_chain.images / "red"), "--batch-size", "8", "-o", str(tmp_path / "out.csv")]
+    for cores, more in ((3, []), (2, []), (2, ["--top-k", "1"])):
+        with monkeypatch.context() as patch:
+            stop_at(patch, 3)
+            patch.setattr(infer, "usable_cores", lambda cores=cores: cores)
+            assert finished_chain.run(*arguments, *more) == 130
+    assert used == [3, 3, 2]
+
+
 def test_a_changed_picture_begins_anew(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
