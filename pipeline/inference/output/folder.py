@@ -13,7 +13,7 @@ from typing import Final
 from export.errors import ProjectError
 from export.files import remove_leftovers, sync, temporaries_of
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
-from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
+from pipeline.inference.output.places import NoLocksError, foreign, is_at, lock, open_inside, write_at
 
 _ENDING: Final = ".run"
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
@@ -63,9 +63,11 @@ def take_folder(folder: Path, output: Path, option: str = "-o") -> int:
         ProjectError: Another process holds it, or what is there is not ours.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    is_made = False
     for _ in range(_ATTEMPTS):
         try:
             folder.mkdir(mode=0o700)  # fails on whatever is there, a link too
+            is_made = True
             with contextlib.suppress(OSError):  # some file systems sync no folders
                 sync(folder.parent)
         except FileExistsError:
@@ -74,7 +76,7 @@ def take_folder(folder: Path, output: Path, option: str = "-o") -> int:
         with contextlib.suppress(FileNotFoundError):
             descriptor = open_inside(folder / LOCK, os.O_RDWR | os.O_CREAT)
             try:
-                if not lock(descriptor):
+                if not lock(descriptor, folder / LOCK):
                     raise ProjectError(
                         f"{output} is being written by {_holder(descriptor)}. Wait for it, or name another output with "
                         f"{option}."
@@ -85,6 +87,12 @@ def take_folder(folder: Path, output: Path, option: str = "-o") -> int:
                     )
                     remove_leftovers(temporaries_of(folder / RECORD))
                     return descriptor
+            except NoLocksError:
+                if is_made:
+                    remove_folder(folder, descriptor)
+                else:
+                    os.close(descriptor)
+                raise
             except BaseException:
                 os.close(descriptor)
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -173,6 +174,24 @@ def test_each_part_of_an_identity_counts(tmp_path: Path, caplog: pytest.LogCaptu
     assert caplog.messages[0].endswith("these changed: classes of a row (2 before, 1 now)")
 
 
+def test_a_value_is_kept_by_a_run_that_goes_on_and_by_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def begin(threads: int, model: str = "a", *, fresh: bool = False) -> object:
+        with RunFolder.take(tmp_path / "out.csv") as run:
+            identity = {"model": model, "threads": threads}
+            begun = run.begin(identity, 4, 2, spec_of(run.output), kept="threads", fresh=fresh)
+            if run.done == 0:
+                run.write(batch(0, 1))
+        return begun["threads"]
+
+    assert [begin(64), begin(2), begin(2)] == [64, 64, 64]
+    assert begin(2, "b") == 2
+    assert caplog.messages[0].endswith("these changed: model (a before, b now)")
+    assert [begin(3, "b"), begin(3, "b", fresh=True)] == [2, 3]
+    assert [begin(0, "b"), begin(4, "b")] == [0, 4]  # on a GPU there are none
+
+
 def test_a_run_begins_anew_when_asked_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "out.csv"
     folder = stop(output)
@@ -300,16 +319,39 @@ def test_a_folder_that_goes_while_it_is_taken_is_made_again(tmp_path: Path, monk
     first = RunFolder.take(output)
     lock = folder.lock
 
-    def late(descriptor: int) -> bool:
+    def late(descriptor: int, path: Path) -> bool:
         monkeypatch.setattr(folder, "lock", lock)
         first.__exit__(None, None, None)
-        return lock(descriptor)
+        return lock(descriptor, path)
 
     monkeypatch.setattr(folder, "lock", late)
     with RunFolder.take(output) as run:
         assert run.path.is_dir()
         with pytest.raises(ProjectError, match="is being written by process"):
             RunFolder.take(output)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_locks_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    output = tmp_path / "out.csv"
+    message = r"Expected a file system that locks .* Received: (.*): {}\. Write to a folder on another disk"
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        with pytest.raises(ProjectError, match=message.format(os.strerror(number))) as caught:
+            RunFolder.take(output)
+    assert str(output) in str(caught.value)
+    assert names(tmp_path) == []
+    stop(output)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)
+        with pytest.raises(ProjectError, match=message.format(".*fcntl.*")):
+            work(output)
+    assert work(output) == 12
 
 
 def refusals(folder: Path, elsewhere: Path) -> dict[str, str]:
@@ -452,10 +494,10 @@ def test_a_shard_that_is_finished_while_it_is_claimed_is_left_alone(
         run.write(batch(0, 2))
         lock = shards.lock
 
-        def late(descriptor: int) -> bool:
+        def late(descriptor: int, path: Path) -> bool:
             monkeypatch.setattr(shards, "lock", lock)
             run.write(batch(2, 2))  # the last rows: sealed, and its lock given back
-            return lock(descriptor)
+            return lock(descriptor, path)
 
         with open_worker(run.path) as worker:
             monkeypatch.setattr(shards, "lock", late)
