@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the folder of the checkout
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"\.(?P<final>.+)\.tmp-(?P<process>\d+)(?:-(?P<run>[0-9a-f]{8})-\d+)?", re.DOTALL)
+_LONGEST = 7 + 1 + 8 + 1 + 6  # characters of what ends a temporary name: the process, the run, the turn
 _RUN = secrets.token_hex(4)  # process numbers repeat, in a container at every start
 _turns = itertools.count()
 
@@ -159,6 +160,30 @@ def temporary_path(path: Path) -> Path:
     """Return a new temporary path for ``path``, which the caller removes; remove those that killed processes left."""
     remove_leftovers(temporaries_of(path))
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{_RUN}-{next(_turns)}")
+
+
+def refuse_long_name(path: Path, option: str) -> None:
+    """Refuse a name to which its file system cannot add what the temporary one has more.
+
+    Args:
+        path: The file or folder that is to be written.
+        option: What a person gave it after, for the message.
+
+    Raises:
+        ProjectError: It is too long.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent  # the first one that is there; the others are made
+    try:
+        os.lstat(folder / f".{path.name}.tmp-{'0' * _LONGEST}")
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            size = len(os.fsencode(path.name))
+            raise ProjectError(
+                f"Expected a shorter name after {option}, to which a temporary one can add "
+                f"{_LONGEST + len('..tmp-')} bytes. Received: {path}, whose name has {size}."
+            ) from None
 
 
 def temporaries_of(path: Path) -> list[Path]:

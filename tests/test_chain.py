@@ -168,7 +168,7 @@ def test_predictions_and_report(finished_chain: Chain) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
     assert list(rows[0])[:4] == ["path", "status", "class", "probability"]
-    assert list(rows[0])[-1] == "error"
+    assert list(rows[0])[-3:] == ["error", "width", "height"]
     assert sum(Path(row["path"]).parent.name == row["class"] for row in rows) >= 6
     html = (finished_chain.root / "report" / "report.html").read_text()
     assert re.search(r'<span class="badge pass">pass: 3 ONNX files on \d+ images; ', html)

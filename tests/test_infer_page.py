@@ -32,7 +32,8 @@ from pipeline.data.formats import MAX_PIXELS
 from pipeline.inference import progress, row_log
 from pipeline.inference.inputs import make_plan
 from pipeline.inference.inputs.lists import COLUMNS
-from pipeline.inference.output.run import RunFolder, run_folder
+from pipeline.inference.output.folder import run_folder
+from pipeline.inference.output.run import RunFolder
 from pipeline.inference.output.spec import ENDINGS
 from pipeline.inference.rows import STATUSES, columns
 from pipeline.recipe.messages import EXTENSIONS

@@ -126,7 +126,8 @@ def infer(
             run = _Run(request, card, _plan(request, folder), select, quiet)
             result = run.to_stream()
             return replace(result, seconds=time.perf_counter() - began)
-    with RunFolder.take(request.output) as folder_of_run:
+    others = {"--embeddings": request.embeddings, "--sort-into": request.sort_into}
+    with RunFolder.take(request.output, {o: path for o, path in others.items() if path is not None}) as folder_of_run:
         run = _Run(request, card, _plan(request, folder_of_run.inputs), select, quiet)
         result = run.to_file(folder_of_run, sha256_file(card_path))
         return replace(result, seconds=time.perf_counter() - began)
@@ -210,15 +211,17 @@ class _Run:
 
     def to_file(self, run: RunFolder, card_digest: str) -> Inference:
         """Write the rows by way of the run's folder, from where an earlier run was stopped."""
-        former = None if self.request.restart else run.former_identity().get(_THREADS)
-        threads = former if isinstance(former, int) and former else usable_cores()
-        run.begin(
+        threads = usable_cores()
+        identity = run.begin(
             self._identity(card_digest, threads),
             len(self.plan),
             self._shard_rows(),
             self.spec,
+            kept=_THREADS,
             fresh=self.request.restart,
         )
+        if isinstance(former := identity[_THREADS], int) and former:
+            threads = former
         before, shards = run.counts(), run.unfinished()
         done = sum(before.values())
         with Progress(len(self.plan), done, done - before.get(OK, 0), quiet=self.quiet) as progress:

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from pipeline.inference.inputs.found import Found, found_file, system_problem
 from pipeline.inference.inputs.left_out import LeftOut
+from pipeline.inference.output.folder import is_run_folder
 from pipeline.recipe.messages import EXTENSIONS
 
 OF_MACOS = "__MACOSX"  # a folder of what only macOS reads, as are files named ._*
@@ -66,7 +67,7 @@ class Level:
     def _sort_in(self, entry: os.DirEntry[str], left_out: LeftOut, below: int) -> None:
         name = entry.name
         if entry.is_dir(follow_symlinks=False):
-            if name != OF_MACOS:
+            if name != OF_MACOS and not is_run_folder(entry.path):
                 self.names.append(name)
                 self.folders.add(name)
         elif entry.is_symlink() and leads_to_folder(entry):
@@ -100,7 +101,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 def images_below(named: str, left_out: LeftOut, relative: bool = True) -> Iterator[Found]:
     """Yield what has an image's ending, at any depth, in the order of ``sorted(Path(named).rglob("*"))``.
 
-    Links to folders are not followed. A folder that cannot be listed is an item.
+    Links to folders are not followed, and the folders of runs, this one's too, are passed over. A folder that cannot be
+    listed is an item.
 
     Args:
         named: the folder, or a link to one.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.inference.inputs.found import Found, system_problem
 from pipeline.inference.inputs.paths import join, leads_to_folder
+from pipeline.inference.output.folder import is_run_folder
 
 _SIGNS = re.compile(r"[*?[]")
 ANY_DEPTH = "**"
@@ -31,7 +32,8 @@ def matches(pattern: str) -> Iterator[str | Found]:
     """Yield the paths that a pattern matches, sorted, or a problem for a folder that cannot be listed.
 
     ``*``, ``?`` and ``[...]`` match within a name, and no dot at its begin. ``**`` stands for any number of folders; it
-    follows no link. At the end, ``**`` and ``**/*`` stand for the folder itself, which holds everything below.
+    follows no link. At the end, ``**`` and ``**/*`` stand for the folder itself, which holds everything below. No sign
+    matches the folder of a run.
     """
     parts = _parts(pattern)
     levels: list[_Level] = []
@@ -80,6 +82,8 @@ def _enter(levels: list[_Level], folder: str, part: int, parts: list[str]) -> It
     try:
         with os.scandir(folder or ".") as entries:
             for entry in entries:
+                if is_run_folder(entry.path):
+                    continue
                 if any_depth and entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
                     names.append(entry.name)

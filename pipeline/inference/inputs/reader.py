@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -108,15 +109,23 @@ class Reader:
 
 
 def _member(archive: _OpenArchive, item: Item) -> bytes:
-    """The bytes of a tar's member; the descriptor's place is not moved, so no lock is needed."""
+    """The bytes of a tar's member."""
     pieces: list[bytes] = []
     read = 0
-    while read < item.size and (piece := os.pread(archive.file.fileno(), item.size - read, item.start + read)):
+    while read < item.size and (piece := _read_at(archive, item.size - read, item.start + read)):
         pieces.append(piece)
         read += len(piece)
     if read < item.size:
         raise ImageError(f"the tar ends after {count(read, 'byte')} of {item.size:,}")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read_at(archive: _OpenArchive, size: int, start: int) -> bytes:
+    if sys.platform != "win32" and hasattr(os, "pread"):
+        return os.pread(archive.file.fileno(), size, start)  # moves no place in the file, so no lock is needed
+    with archive.lock:
+        archive.file.seek(start)
+        return archive.file.read(size)
 
 
 @contextlib.contextmanager

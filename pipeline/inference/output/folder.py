@@ -5,27 +5,56 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from export.errors import ProjectError
 from export.files import remove_leftovers, sync, temporaries_of
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
-from pipeline.inference.output.places import foreign, is_at, lock, open_inside, write_at
+from pipeline.inference.output.places import NoLocksError, foreign, is_at, lock, open_inside, write_at
 
+_ENDING: Final = ".run"
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
-_INSTEAD: Final = "Wait for it, or name another output with -o."
+_OF_RUN: Final = re.compile(rf"{LOCK}|{re.escape(RECORD)}|{SHARD_NAME.pattern}|{_TEMPORARY.pattern}")
+_INPUT: Final = re.compile(r"plan|stdin-[0-9a-f]{32}|\.(?:plan|stdin)\.tmp-.*")  # what lists the inputs makes these
 _ATTEMPTS: Final = 1000  # a run that ends removes the folder; another attempt makes it again
 
 
-def take_folder(folder: Path, output: Path) -> int:
+def run_folder(output: Path) -> Path:
+    """Return the folder of the run that writes an output."""
+    return output.with_name(output.name + _ENDING)
+
+
+@contextlib.contextmanager
+def holding(output: Path, option: str) -> Iterator[None]:
+    """Keep other runs from a file or folder that is written beside the rows, by a run's folder of its own.
+
+    The rows of a stopped run that are in that folder stay.
+
+    Args:
+        output: the file or folder.
+        option: that names it, for messages.
+
+    Raises:
+        ProjectError: Another process holds it, or what is there is not ours.
+    """
+    folder = run_folder(output)
+    descriptor = take_folder(folder, output, option)
+    try:
+        yield
+    finally:
+        _give_back(folder, descriptor)
+
+
+def take_folder(folder: Path, output: Path, option: str = "-o") -> int:
     """Make the folder of a run, or open an earlier run's, and lock it.
 
     Args:
         folder: of the run.
         output: what the run writes, for messages.
+        option: that names the output, for messages. Defaults to "-o".
 
     Returns:
         int: descriptor of the lock; closing it gives the folder back.
@@ -34,25 +63,36 @@ def take_folder(folder: Path, output: Path) -> int:
         ProjectError: Another process holds it, or what is there is not ours.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    is_made = False
     for _ in range(_ATTEMPTS):
         try:
             folder.mkdir(mode=0o700)  # fails on whatever is there, a link too
+            is_made = True
             with contextlib.suppress(OSError):  # some file systems sync no folders
                 sync(folder.parent)
         except FileExistsError:
             with contextlib.suppress(FileNotFoundError):
-                _refuse_foreign(folder)
+                _refuse_foreign(folder, option)
         with contextlib.suppress(FileNotFoundError):
             descriptor = open_inside(folder / LOCK, os.O_RDWR | os.O_CREAT)
             try:
-                if not lock(descriptor):
-                    raise ProjectError(f"{output} is being written by {_holder(descriptor)}. {_INSTEAD}")
+                if not lock(descriptor, folder / LOCK):
+                    raise ProjectError(
+                        f"{output} is being written by {_holder(descriptor)}. Wait for it, or name another output with "
+                        f"{option}."
+                    )
                 if is_at(descriptor, folder / LOCK):
                     write_at(
                         descriptor, 0, f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()
                     )
                     remove_leftovers(temporaries_of(folder / RECORD))
                     return descriptor
+            except NoLocksError:
+                if is_made:
+                    remove_folder(folder, descriptor)
+                else:
+                    os.close(descriptor)
+                raise
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -75,8 +115,7 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         for name in os.listdir(folder):
             if SHARD_NAME.fullmatch(name) or _TEMPORARY.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
-        if (folder / INPUTS).exists():
-            shutil.rmtree(folder / INPUTS)
+        remove_inputs(folder)
         if os.name != "nt":
             (folder / LOCK).unlink()
     finally:
@@ -87,28 +126,70 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         folder.rmdir()
 
 
-def _refuse_foreign(folder: Path) -> None:
+def remove_inputs(folder: Path) -> None:
+    """Remove the inputs that a run has listed in its folder; whatever else is there stays, and the folder with it.
+
+    Raises:
+        OSError: There is something else.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folder / INPUTS):
+            if _INPUT.fullmatch(name):
+                (folder / INPUTS / name).unlink(missing_ok=True)
+        (folder / INPUTS).rmdir()
+
+
+def is_run_folder(path: str) -> bool:
+    """Return whether a run has made a folder, by its name and what is in it; False where that cannot be seen."""
+    try:
+        is_named = path.endswith(_ENDING) and os.path.lexists(os.path.join(path, LOCK))
+        return is_named and not foreign(Path(path)) and not _strange(Path(path))
+    except OSError:
+        return False
+
+
+def _give_back(folder: Path, descriptor: int) -> None:
+    """Give back a lock, and remove the folder where there is nothing else in it, as far as that is possible."""
+    try:
+        is_empty = os.listdir(folder) == [LOCK]
+    except OSError:  # somebody removed it
+        is_empty = False
+    if not is_empty:
+        os.close(descriptor)
+        return
+    with contextlib.suppress(OSError):
+        remove_folder(folder, descriptor)
+
+
+def _refuse_foreign(folder: Path, option: str) -> None:
     received = foreign(folder)
     if not received:
-        with os.scandir(folder) as entries:
-            strange = sorted(entry.name for entry in entries if not _is_ours(entry))
-            names = os.listdir(folder)
-        if strange:
-            received = f"a folder with {strange[0]!r}, which no run makes"
-        elif names and LOCK not in names:
-            received = "a folder that no run made"
+        received = _strange(folder)
     if received:
         raise ProjectError(
             f"Expected no {folder}, or the folder of an earlier run there. Received: {received}. Move it away, or name "
-            "another output with -o."
+            f"another output with {option}."
         )
 
 
-def _is_ours(entry: os.DirEntry[str]) -> bool:
-    if entry.name == INPUTS:
-        return entry.is_dir(follow_symlinks=False)
-    is_named = entry.name in (LOCK, RECORD) or SHARD_NAME.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)
-    return bool(is_named) and entry.is_file(follow_symlinks=False)
+def _strange(folder: Path) -> str:
+    """Return why a folder is none that a run made, "" where it is one; an empty one may be."""
+    with os.scandir(folder) as entries:
+        there = {entry.name: entry for entry in entries}
+    strange = [name for name, entry in there.items() if name != INPUTS and not _is_file(entry, _OF_RUN)]
+    inputs = there.get(INPUTS)
+    if inputs is not None and not inputs.is_dir(follow_symlinks=False):
+        strange.append(INPUTS)
+    elif inputs is not None:
+        with os.scandir(inputs.path) as entries:
+            strange += [f"{INPUTS}/{entry.name}" for entry in entries if not _is_file(entry, _INPUT)]
+    if strange:
+        return f"a folder with {min(strange)!r}, which no run makes"
+    return "a folder that no run made" if there and LOCK not in there else ""
+
+
+def _is_file(entry: os.DirEntry[str], names: re.Pattern[str]) -> bool:
+    return names.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 
 def _holder(descriptor: int) -> str:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
 from pathlib import Path
 
+from export.errors import ProjectError
+
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 _BEYOND = 2**30  # Windows locks bytes, and nobody else can read these
+
+
+class NoLocksError(ProjectError):
+    """A file cannot be locked, by anybody."""
 
 
 def open_inside(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -17,8 +25,16 @@ def open_inside(path: Path, flags: int = os.O_RDONLY) -> int:
     return os.open(path, _FLAGS | flags, 0o600)
 
 
-def lock(descriptor: int) -> bool:
-    """Take the lock on an open file, if no other descriptor has it; closing the descriptor gives it back."""
+def lock(descriptor: int, path: Path) -> bool:
+    """Take the lock on an open file, if no other descriptor has it; closing the descriptor gives it back.
+
+    Args:
+        descriptor: of the file.
+        path: of the file, for messages.
+
+    Raises:
+        NoLocksError: Its file system, or this Python, locks no files.
+    """
     if sys.platform == "win32":
         import msvcrt
 
@@ -28,13 +44,26 @@ def lock(descriptor: int) -> bool:
         except OSError:
             return False
         return True
-    import fcntl
-
     try:
+        import fcntl
+
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except ModuleNotFoundError as error:
+        raise _no_locks(path, str(error)) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise _no_locks(path, error.strerror or str(error)) from error
     return True
+
+
+def _no_locks(path: Path, received: str) -> NoLocksError:
+    return NoLocksError(
+        f"Expected a file system that locks files, so that no other run writes the same output. Received: {path}: "
+        f"{received}. Write to a folder on another disk, such as /tmp, and copy what is finished."
+    )
 
 
 def is_locked(path: Path) -> bool:
@@ -44,7 +73,7 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not lock(descriptor)
+        return not lock(descriptor, path)
     finally:
         os.close(descriptor)
 

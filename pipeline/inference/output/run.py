@@ -11,18 +11,18 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from export.errors import ProjectError, add_note
-from export.files import DISK_FULL, add_path
+from export.files import DISK_FULL, add_path, refuse_long_name
 from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
-from pipeline.inference.output.folder import remove_folder, take_folder
+from pipeline.inference.output.folder import holding, remove_folder, remove_inputs, run_folder, take_folder
 from pipeline.inference.output.join import DamagedShardError, join
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME, Layout, Shard
 from pipeline.inference.output.places import is_locked, size_of
@@ -54,22 +54,33 @@ class RunFolder:
         self._record: RunRecord | None = None
         self._writer: ShardWriter | None = None
         self._is_over = False
+        self._others = contextlib.ExitStack()
 
     @classmethod
-    def take(cls, output: Path) -> RunFolder:
+    def take(cls, output: Path, others: Mapping[str, Path] | None = None) -> RunFolder:
         """Make the folder of an output, or open the one of an earlier run, and lock it.
 
+        Args:
+            output: the final file.
+            others: by the option that names it, what else the run writes; it is locked too. Defaults to None: nothing.
+
         Raises:
-            ProjectError: Another process writes this output, or what is there is no folder of an earlier run.
+            ProjectError: Another process writes one of these, two of them are one, a name is too long, or what is there
+                is no folder of an earlier run.
         """
+        outputs = {"-o": output, **(others or {})}
+        _refuse_the_same(outputs)
+        for option, path in outputs.items():
+            refuse_long_name(path, option)
         try:
             run = cls(output, take_folder(run_folder(output), output))
             try:
-                if run.inputs.exists():
-                    shutil.rmtree(run.inputs)
+                for option, path in (others or {}).items():
+                    run._others.enter_context(holding(path, option))
+                remove_inputs(run.path)
                 run.inputs.mkdir(mode=0o700)
-            except BaseException:
-                os.close(run._lock)
+            except BaseException as error:
+                run.__exit__(type(error), error, None)
                 raise
         except OSError as error:
             add_path(error, output)
@@ -83,8 +94,9 @@ class RunFolder:
         shard_rows: int,
         spec: OutputSpec,
         *,
+        kept: str = "",
         fresh: bool = False,
-    ) -> None:
+    ) -> Mapping[str, Value]:
         """Continue the rows that are there if they are of the same identity, else begin anew and say what changed.
 
         Args:
@@ -93,7 +105,12 @@ class RunFolder:
             total: rows of the run.
             shard_rows: rows of a shard; whole batches.
             spec: what is written.
+            kept: the key whose former value stays where the run is continued, if both values are true. Defaults to "":
+                none.
             fresh: whether to begin anew in any case. Defaults to False.
+
+        Returns:
+            Mapping[str, Value]: the identity of the rows.
 
         Raises:
             ProjectError: The record of the earlier run cannot be read, or a process of it still writes.
@@ -102,10 +119,6 @@ class RunFolder:
             raise ValueError(f"Expected shards of at least one row. Received: total={total}, shard_rows={shard_rows}.")
         if spec.format == "parquet" or spec.embeddings is not None:
             require_parquet()
-        if spec.embeddings is not None and os.path.abspath(spec.embeddings) == os.path.abspath(self.output):
-            raise ProjectError(
-                f"Expected two files, one for rows and one for embeddings. Received: {self.output} twice."
-            )
         texts = {escape_undecodable(k): escape_undecodable(v) if isinstance(v, str) else v for k, v in identity.items()}
         record = RunRecord(
             identity=texts,
@@ -120,19 +133,14 @@ class RunFolder:
         )
         self._spec = spec
         former = None if fresh else read_run(self.path)
-        if former is not None and former.decides() == record.decides():
+        as_former = record
+        if former is not None and texts.get(kept) and former.identity.get(kept):
+            as_former = replace(record, identity={**texts, kept: former.identity[kept]})
+        if former is not None and former.decides() == as_former.decides():
             self._continue(former)
-        else:
-            self._begin_anew(record, former)
-
-    def former_identity(self) -> Mapping[str, Value]:
-        """Return the identity of the run that was stopped; empty where there was none.
-
-        Raises:
-            ProjectError: Its record cannot be read.
-        """
-        former = read_run(self.path)
-        return {} if former is None else former.identity
+            return former.identity
+        self._begin_anew(record, former, changes(former, as_former) if former else "")
+        return texts
 
     @property
     def done(self) -> int:
@@ -212,6 +220,7 @@ class RunFolder:
         finally:
             if not self._is_over:
                 os.close(self._lock)
+            self._others.close()
 
     def _leave(self, error: BaseException | None) -> None:
         """Keep the rows and say so; remove the folder where there are none."""
@@ -260,12 +269,12 @@ class RunFolder:
         if done := self.done:
             log.info("continuing in %s: %s of %s are done", self.path, f"{done:,}", count(record.total, "row"))
 
-    def _begin_anew(self, record: RunRecord, former: RunRecord | None) -> None:
+    def _begin_anew(self, record: RunRecord, former: RunRecord | None, changed: str) -> None:
         assert self._spec is not None
         if former is not None and (dropped := _done(former.layout(self.path))):
             log.warning(
                 "%s of an earlier run for %s %s dropped, as these changed: %s",
-                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changes(former, record),
+                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changed,
             )  # fmt: skip
         self._remove_shards()
         write_json(self.path / RECORD, record)
@@ -288,11 +297,6 @@ class RunFolder:
         remove_folder(self.path, self._lock)
 
 
-def run_folder(output: Path) -> Path:
-    """Return the folder of the run that writes an output."""
-    return output.with_name(f"{output.name}.run")
-
-
 def open_worker(folder: Path) -> ShardWriter:
     """Return what writes shards of a run for a process beside the one that holds the folder.
 
@@ -309,6 +313,17 @@ def open_worker(folder: Path) -> ShardWriter:
         raise ProjectError(f"Expected a run in {folder}. Received: none has begun.")
     spec = OutputSpec(record.format, record.top_k, record.csv_safe)
     return ShardWriter(record.layout(folder), spec, is_alive=lambda: is_locked(folder / LOCK))
+
+
+def _refuse_the_same(outputs: Mapping[str, Path]) -> None:
+    options: dict[str, str] = {}
+    for option, path in outputs.items():
+        place = os.path.abspath(path)
+        if place in options:
+            raise ProjectError(
+                f"Expected different outputs after {options[place]} and {option}. Received: {path} twice. Name another."
+            )
+        options[place] = option
 
 
 def _done(layout: Layout) -> int:

@@ -127,7 +127,7 @@ class _OpenShard:
         try:
             for path in self._paths:
                 self._files.append(open_inside(path, os.O_RDWR | os.O_CREAT))
-                if len(self._files) == 1 and not lock(self._files[0]):
+                if len(self._files) == 1 and not lock(self._files[0], path):
                     raise ProjectError(
                         f"Expected no other process at rows {self.shard.start:,} to {self.shard.stop - 1:,} in "
                         f"{layout.folder}. Received: one that writes them, of a run that was stopped. Wait until it "

@@ -400,6 +400,26 @@ def test_another_run_begins_anew_and_says_why(
     assert len(read_rows(tmp_path / "out.csv")) == 96
 
 
+def test_only_a_run_that_goes_on_keeps_its_number_of_threads(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    opened = infer.open_choice
+
+    def recorded(choice: Any, settings: Any, threads: int) -> Any:
+        used.append(threads)
+        return opened(choice, settings, threads)
+
+    monkeypatch.setattr(infer, "open_choice", recorded)
+    arguments = ["infer", str(finished_chain.images / "red"), "--batch-size", "8", "-o", str(tmp_path / "out.csv")]
+    for cores, more in ((3, []), (2, []), (2, ["--top-k", "1"])):
+        with monkeypatch.context() as patch:
+            stop_at(patch, 3)
+            patch.setattr(infer, "usable_cores", lambda cores=cores: cores)
+            assert finished_chain.run(*arguments, *more) == 130
+    assert used == [3, 3, 2]
+
+
 def test_a_changed_picture_begins_anew(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +441,17 @@ def test_an_output_that_is_being_written_is_refused_by_name(
     with RunFolder.take(out):
         assert finished_chain.run("infer", photo, "-o", str(out)) == 2
     assert f"{out} is being written by process {os.getpid()}" in errors(capsys)
+
+
+@pytest.mark.parametrize("option", ["--embeddings", "--sort-into"])
+def test_a_second_run_that_shares_another_output_is_refused(
+    finished_chain: Chain, tmp_path: Path, photo: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "shared.parquet"
+    with RunFolder.take(tmp_path / "first.csv", {option: shared}):
+        assert finished_chain.run("infer", photo, "-o", str(tmp_path / "out.csv"), option, str(shared)) == 2
+    assert f"{shared} is being written by process {os.getpid()}" in errors(capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what is refused ---

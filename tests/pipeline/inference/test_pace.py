@@ -45,21 +45,21 @@ def measured(batches: int, threads: int, decode: float, compute: float, write: f
 @pytest.mark.parametrize(
     ("stage", "seconds", "said"),
     [
-        ("decode", (0.03, 0.01, 0.005), "decode-bound: "),
-        ("compute", (0.01, 0.03, 0.005), "compute-bound: "),
-        ("write", (0.01, 0.005, 0.03), "writing-bound: "),
+        ("decode", (0.06, 0.03, 0.02), "decode-bound: "),
+        ("compute", (0.03, 0.06, 0.02), "compute-bound: "),
+        ("write", (0.03, 0.02, 0.06), "writing-bound: "),
     ],
 )
 def test_the_slowest_stage_is_named_and_its_time_is_the_run(
     stage: str, seconds: tuple[float, float, float], said: str
 ) -> None:
-    pace = measured(20, 2, *seconds)
+    pace = measured(12, 2, *seconds)
     assert pace.bound_by(2) == stage
     shares = pace.shares(2)
     for name, own in zip(("decode", "compute", "write"), seconds, strict=True):
-        assert shares[name] == pytest.approx(own / 0.03, abs=0.15), name  # type: ignore[index]
-    assert pace.seconds == pytest.approx(20 * 0.03, rel=0.3), "the stages did not overlap"
-    assert pace.images == 20 * BATCH
+        assert shares[name] == pytest.approx(own / 0.06, abs=0.25), name  # type: ignore[index]
+    assert 12 * 0.06 <= pace.seconds < 12 * 0.8 * sum(seconds), "the stages did not overlap"
+    assert pace.images == 12 * BATCH
     assert pace.sentence(2).startswith(said)
 
 

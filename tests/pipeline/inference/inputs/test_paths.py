@@ -14,6 +14,7 @@ import pytest
 from export.errors import DataError
 from pipeline.inference.inputs import left_out
 from pipeline.inference.inputs.paths import ending_of
+from pipeline.inference.output.run import RunFolder
 from pipeline.recipe.messages import EXTENSIONS
 from tests.pipeline.inference.inputs.parts import nested, only, paths, plan, touch
 from tests.pipeline.inference.inputs.tars import write_tar
@@ -200,3 +201,26 @@ def test_an_ending_is_what_python_says(name: str) -> None:
 def test_a_folder_named_twice_is_counted_once() -> None:
     touch("p/1.jpg", "p/a.txt")
     assert plan("p", "p/", "./p").left_out == {".txt": 1}
+
+
+def test_the_folders_of_runs_are_passed_over_and_those_that_are_alike_are_not() -> None:
+    touch("p/a.jpg", "p/mine.run/lock", "p/mine.run/inputs/b.jpg", "p/other.run/c.jpg", "p/empty.run/")
+    stopped = ("lock", "run.json", "000000.part", "000000.index", "inputs/plan")
+    touch(*(f"p/stopped.csv.run/{name}" for name in stopped))
+    os.symlink("../a.jpg", "p/mine.run/000000.csv")
+    with RunFolder.take(Path("p/x/out.csv")) as run:
+        made = plan("p", file=str(run.inputs / "plan"))
+        assert [item.path for item in made.items()] == ["p/a.jpg", "p/mine.run/inputs/b.jpg", "p/other.run/c.jpg"]
+        assert made.lines() == [
+            "left out below p: 1 .csv, 1 file without an ending",
+            "left out below p: 2 folders without an image (empty.run, x)",
+        ]
+        assert paths("p/*/*") == [
+            "p/mine.run/000000.csv",
+            "p/mine.run/inputs/b.jpg",
+            "p/mine.run/lock",
+            "p/other.run/c.jpg",
+        ]
+        for pattern in ("p/**/*.part", "p/x/*"):
+            with pytest.raises(DataError, match="matches nothing"):
+                plan(pattern)

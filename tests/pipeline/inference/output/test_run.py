@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,8 @@ import pytest
 
 from export.errors import ProjectError, notes
 from export.files import ROOT
-from pipeline.inference.output.run import RunFolder, open_worker, run_folder
+from pipeline.inference.output.folder import run_folder
+from pipeline.inference.output.run import RunFolder, open_worker
 from pipeline.inference.output.spec import OutputSpec
 from pipeline.inference.rows import STATUSES, Row, Rows
 from tests.pipeline.inference.output.made_runs import batch, batches, finals, names, row, spec_of, work
@@ -210,6 +212,24 @@ def test_each_part_of_an_identity_counts(tmp_path: Path, caplog: pytest.LogCaptu
     assert caplog.messages[0].endswith("these changed: classes of a row (2 before, 1 now)")
 
 
+def test_a_value_is_kept_by_a_run_that_goes_on_and_by_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def begin(threads: int, model: str = "a", *, fresh: bool = False) -> object:
+        with RunFolder.take(tmp_path / "out.csv") as run:
+            identity = {"model": model, "threads": threads}
+            begun = run.begin(identity, 4, 2, spec_of(run.output), kept="threads", fresh=fresh)
+            if run.done == 0:
+                run.write(batch(0, 1))
+        return begun["threads"]
+
+    assert [begin(64), begin(2), begin(2)] == [64, 64, 64]
+    assert begin(2, "b") == 2
+    assert caplog.messages[0].endswith("these changed: model (a before, b now)")
+    assert [begin(3, "b"), begin(3, "b", fresh=True)] == [2, 3]
+    assert [begin(0, "b"), begin(4, "b")] == [0, 4]  # on a GPU there are none
+
+
 def test_a_run_begins_anew_when_asked_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "out.csv"
     folder = stop(output)
@@ -266,8 +286,25 @@ def test_an_error_before_it_begins_keeps_the_rows_that_are_there(tmp_path: Path)
 
 def test_rows_and_embeddings_are_two_files(tmp_path: Path) -> None:
     output = tmp_path / "features.parquet"
-    with pytest.raises(ProjectError, match="Expected two files"), RunFolder.take(output) as run:
-        run.begin({}, 3, 10, spec_of(output, True))
+    said = r"Expected different outputs after -o and --embeddings\. Received: .* twice"
+    with pytest.raises(ProjectError, match=said):
+        RunFolder.take(output, {"--embeddings": tmp_path / "x" / ".." / "features.parquet"})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["-o", "--embeddings", "--sort-into"])
+def test_a_name_that_is_too_long_for_a_temporary_one_is_refused_at_once(tmp_path: Path, option: str) -> None:
+    def take(size: int) -> RunFolder:
+        place = tmp_path / "new" / ("x" * (size - 4) + ".csv")
+        return RunFolder.take(place) if option == "-o" else RunFolder.take(tmp_path / "a.csv", {option: place})
+
+    for size in (227, 240, 251, 255):
+        with pytest.raises(ProjectError, match=rf"shorter name after {option}, .* whose name has {size}\."):
+            take(size)
+        assert names(tmp_path) == []
+    with take(226):
+        pass
+    work(tmp_path / ("ä" * 111 + ".csv"))
 
 
 # --- whose it is ---
@@ -294,6 +331,34 @@ def test_a_second_run_with_one_output_is_refused_by_name(tmp_path: Path) -> None
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
 
 
+@pytest.mark.parametrize("option", ["--embeddings", "--sort-into"])
+def test_two_runs_share_nothing_that_they_write(tmp_path: Path, option: str) -> None:
+    shared = tmp_path / "new" / "shared.parquet"
+    message = rf"^{re.escape(str(shared))} is being written by process {os.getpid()} since .* with {option}\.$"
+    stop(tmp_path / "b.csv")
+    with RunFolder.take(tmp_path / "a.csv", {option: shared}):
+        with pytest.raises(ProjectError, match=message):
+            RunFolder.take(tmp_path / "b.csv", {option: shared})
+        with pytest.raises(ProjectError, match="is being written by process"):
+            RunFolder.take(shared)
+    assert names(shared.parent) == []
+    assert work(tmp_path / "b.csv") == 12, "what is refused keeps its rows"
+
+
+def test_a_killed_run_holds_nothing_and_the_rows_of_another_one_stay(tmp_path: Path) -> None:
+    """Its folder is there with an unlocked lock; a stopped run's folder has rows, too."""
+    shared = tmp_path / "shared.parquet"
+    run_folder(shared).mkdir()
+    (run_folder(shared) / "lock").write_text("process 1 since then\n")
+    with RunFolder.take(tmp_path / "a.csv", {"--embeddings": shared}):
+        pass
+    assert names(tmp_path) == []
+    stop(shared)
+    with RunFolder.take(tmp_path / "a.csv", {"--embeddings": shared}):
+        pass
+    assert work(shared) == 12
+
+
 def test_a_folder_that_goes_while_it_is_taken_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening the lock and taking it, the run that had it ends."""
     from pipeline.inference.output import folder
@@ -302,16 +367,39 @@ def test_a_folder_that_goes_while_it_is_taken_is_made_again(tmp_path: Path, monk
     first = RunFolder.take(output)
     lock = folder.lock
 
-    def late(descriptor: int) -> bool:
+    def late(descriptor: int, path: Path) -> bool:
         monkeypatch.setattr(folder, "lock", lock)
         first.__exit__(None, None, None)
-        return lock(descriptor)
+        return lock(descriptor, path)
 
     monkeypatch.setattr(folder, "lock", late)
     with RunFolder.take(output) as run:
         assert run.path.is_dir()
         with pytest.raises(ProjectError, match="is being written by process"):
             RunFolder.take(output)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_locks_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    output = tmp_path / "out.csv"
+    message = r"Expected a file system that locks .* Received: (.*): {}\. Write to a folder on another disk"
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        with pytest.raises(ProjectError, match=message.format(os.strerror(number))) as caught:
+            RunFolder.take(output)
+    assert str(output) in str(caught.value)
+    assert names(tmp_path) == []
+    stop(output)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fcntl", None)
+        with pytest.raises(ProjectError, match=message.format(".*fcntl.*")):
+            work(output)
+    assert work(output) == 12
 
 
 def refusals(folder: Path, elsewhere: Path) -> dict[str, str]:
@@ -334,11 +422,16 @@ def refusals(folder: Path, elsewhere: Path) -> dict[str, str]:
         (folder / "000000.csv").write_text("mine")
         return {"received": "a folder that no run made"}
     (folder / "lock").write_text("")
+    if kind == "inputs":
+        (folder / "inputs").mkdir()
+        (folder / "inputs" / "plan").write_text("mine or a run's")
+        (folder / "inputs" / "stdin-thesis.txt").write_text("mine")
+        return {"received": "a folder with 'inputs/stdin-thesis.txt', which no run makes"}
     (folder / "000000.part").symlink_to(elsewhere / "victim")
     return {"received": "a folder with '000000.part', which no run makes"}
 
 
-@pytest.mark.parametrize("kind", ["link", "dangling", "file", "foreign", "alike", "planted"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file", "foreign", "alike", "planted", "inputs"])
 def test_what_is_no_folder_of_ours_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -386,6 +479,18 @@ def test_an_output_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) -
     work(tmp_path / "out.csv")
     assert (tmp_path / "victim").read_text() == "mine"
     assert not (tmp_path / "out.csv").is_symlink()
+
+
+def test_what_somebody_puts_beside_the_inputs_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "out.csv"
+    with RunFolder.take(output) as run:
+        (run.inputs / "plan").write_text("x")
+        run.begin({}, 1, 10, spec_of(output))
+        run.write(batch(0, 1))
+        (run.inputs / "thesis.txt").write_text("mine")
+        run.finish()
+    assert "is complete; remove" in caplog.text
+    assert names(run.inputs) == ["thesis.txt"]
 
 
 # --- several processes ---
@@ -437,10 +542,10 @@ def test_a_shard_that_is_finished_while_it_is_claimed_is_left_alone(
         run.write(batch(0, 2))
         lock = shards.lock
 
-        def late(descriptor: int) -> bool:
+        def late(descriptor: int, path: Path) -> bool:
             monkeypatch.setattr(shards, "lock", lock)
             run.write(batch(2, 2))  # the last rows: sealed, and its lock given back
-            return lock(descriptor)
+            return lock(descriptor, path)
 
         with open_worker(run.path) as worker:
             monkeypatch.setattr(shards, "lock", late)

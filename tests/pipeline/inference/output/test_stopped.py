@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from export.files import ROOT
-from pipeline.inference.output.run import run_folder
+from pipeline.inference.output.folder import run_folder
 from tests.pipeline.inference.output.killed import TOTAL, run
 from tests.pipeline.inference.output.made_runs import finals, names, work
 
