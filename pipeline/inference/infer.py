@@ -121,6 +121,7 @@ def infer(
     _refuse_inputs_as_outputs(request, (*request.inputs, *request.lists))
     if request.sort_into is not None:
         _check_sort_folder(request.sort_into, request.inputs)
+        _refuse_outputs_within(request.sort_into, {"-o": request.output, "--embeddings": request.embeddings})
     if request.output is None:
         with temporary_folder(Path(tempfile.gettempdir()) / "pipeline-infer", mode=0o700) as folder:
             run = _Run(request, card, _plan(request, folder), select, quiet)
@@ -162,6 +163,26 @@ def _check_sort_folder(folder: Path, inputs: Sequence[str]) -> None:
             raise ProjectError(
                 f"Expected a folder outside of what is classified after --sort-into. Received: {folder}, which is in "
                 f"{name}: the next run would take its links for images. Name another."
+            )
+
+
+def _refuse_outputs_within(folder: Path, outputs: Mapping[str, Path | None]) -> None:
+    """Refuse a folder for links that would not hold links alone, before the run and not at its end.
+
+    Raises:
+        ProjectError: an output is to be written into it, or it is the working directory or one above.
+    """
+    place = Path(os.path.abspath(folder))
+    if Path.cwd().is_relative_to(place):
+        raise ProjectError(
+            f"Expected the name of a folder after --sort-into, which is made anew. Received: {folder}, which is the "
+            "working directory or above it. Name one in it."
+        )
+    for option, output in outputs.items():
+        if output is not None and Path(os.path.abspath(output)).is_relative_to(place):
+            raise ProjectError(
+                f"Expected a folder for links alone after --sort-into. Received: {folder}, into which "
+                f"{option} {output} would be written. Name another."
             )
 
 
