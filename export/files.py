@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from export.errors import ProjectError
+from export.words import count
 
 ROOT = Path(__file__).resolve().parent.parent  # the folder of the checkout
 
@@ -179,10 +180,10 @@ def refuse_long_name(path: Path, option: str) -> None:
         os.lstat(folder / f".{path.name}.tmp-{'0' * _LONGEST}")
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            size = len(os.fsencode(path.name))
+            size, more = len(os.fsencode(path.name)), count(_LONGEST + len("..tmp-"), "byte")
             raise ProjectError(
-                f"Expected a shorter name after {option}, to which a temporary one can add "
-                f"{_LONGEST + len('..tmp-')} bytes. Received: {path}, whose name has {size}."
+                f"Expected a shorter name after {option}, to which a temporary one can add {more}. "
+                f"Received: {path}, whose name has {size}."
             ) from None
 
 

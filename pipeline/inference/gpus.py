@@ -207,6 +207,9 @@ class _Crew:
             self._workers.remove(worker)
             worker.connection.close()
             worker.process.join(GRACE_SECONDS)
+            if worker.process.is_alive():  # it hangs, with its pipe closed, and holds its GPU and its shard
+                worker.process.kill()
+                worker.process.join()
             if self._all_written:
                 worker.check_end()
             else:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
-import os
 import sys
 import tempfile
 import time
@@ -33,11 +31,12 @@ from pipeline.inference.inputs.reader import open_reader
 from pipeline.inference.items import Item
 from pipeline.inference.output.record import Value
 from pipeline.inference.output.run import RunFolder, open_worker
-from pipeline.inference.output.sort import Sorted, check_sort_folder, refuse_members, sort_into
+from pipeline.inference.output.sort import Sorted, refuse_members, sort_into
 from pipeline.inference.output.spec import OutputSpec
 from pipeline.inference.output.stream import StreamWriter
 from pipeline.inference.pace import Pace
 from pipeline.inference.progress import Progress
+from pipeline.inference.refusals import check_links_folder, refuse_inputs_as_outputs, refuse_outputs_within
 from pipeline.inference.request import Request
 from pipeline.inference.row_log import RowLog
 from pipeline.inference.rows import OK, Row, Rows
@@ -118,9 +117,10 @@ def infer(
         ProjectError: nothing to classify, an output in use, or a backend that fails; rows that are there stay.
     """
     began = time.perf_counter()
-    _refuse_inputs_as_outputs(request, (*request.inputs, *request.lists))
+    refuse_inputs_as_outputs(request, (*request.inputs, *request.lists))
     if request.sort_into is not None:
-        _check_sort_folder(request.sort_into, request.inputs)
+        check_links_folder(request.sort_into, request.inputs)
+        refuse_outputs_within(request.sort_into, {"-o": request.output, "--embeddings": request.embeddings})
     if request.output is None:
         with temporary_folder(Path(tempfile.gettempdir()) / "pipeline-infer", mode=0o700) as folder:
             run = _Run(request, card, _plan(request, folder), select, quiet)
@@ -133,45 +133,13 @@ def infer(
         return replace(result, seconds=time.perf_counter() - began)
 
 
-def _refuse_inputs_as_outputs(request: Request, paths: Iterable[str]) -> None:
-    """Refuse to replace what is read.
-
-    Raises:
-        ProjectError: a file that is written is one of the paths.
-    """
-    outputs = [(o, file) for o, file in (("-o", request.output), ("--embeddings", request.embeddings)) if file]
-    for path, (option, file) in itertools.product(paths, outputs):
-        with contextlib.suppress(OSError, ValueError):  # one of them is not there, or no path
-            if os.path.samefile(path, file):
-                raise ProjectError(
-                    f"Expected another file than the inputs after {option}. Received: {file}, which is one of them and "
-                    "would be replaced. Name another."
-                )
-
-
-def _check_sort_folder(folder: Path, inputs: Sequence[str]) -> None:
-    """Refuse a folder whose links the next run would classify, or that is not one of ours.
-
-    Raises:
-        ProjectError: it is one of the inputs or below one, or see `check_sort_folder`.
-    """
-    check_sort_folder(folder)
-    place = folder.absolute()
-    for name in inputs:
-        if Path(name).is_dir() and place.is_relative_to(Path(name).absolute()):
-            raise ProjectError(
-                f"Expected a folder outside of what is classified after --sort-into. Received: {folder}, which is in "
-                f"{name}: the next run would take its links for images. Name another."
-            )
-
-
 def _plan(request: Request, folder: Path) -> Plan:
     plan = make_plan(
         request.inputs, request.lists, folder / "plan", column=request.column, largest_file=request.largest_file
     )
     for line in plan.lines():
         log.warning("%s", line)
-    _refuse_inputs_as_outputs(request, plan.archives)
+    refuse_inputs_as_outputs(request, plan.archives)
     if request.sort_into is not None:
         refuse_members(plan.items())
     return plan

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ class FileWork:
     Attributes:
         folder: of the shards.
         kinds: of the images, see `tests.fakes.inference.items`.
-        fault: what a GPU does at an image of a 4: "kill", "memory", "refuse", "disk", "bug"; or at the start: "open",
-            "sleep".
+        fault: what a GPU does at an image of a 4: "kill", "hang", "memory", "refuse", "disk", "bug"; or at the start:
+            "open", "sleep".
         of: the GPUs that do it; the others do not.
         seconds: of a batch.
         together: number of processes that have to be there before one begins.
@@ -140,6 +141,12 @@ class RunWork:
 
 
 def fail(fault: str) -> None:
+    if fault == "hang":
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):  # the one that listed them
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode):  # its pipe
+                    os.close(descriptor)
+        os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "memory":

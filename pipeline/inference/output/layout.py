@@ -142,12 +142,18 @@ class Layout:
 
     def last_mark(self, number: int) -> Mark:
         """Return the state of a shard as its index says; the content is not looked at."""
-        index, seed = self._read_index(number), self.seed(number)
-        start = len(index) // MARK_BYTES * MARK_BYTES - MARK_BYTES
-        for mark in _marks(index[max(0, start) :], seed):
-            return mark
-        last = deque(_marks(index, seed), maxlen=1)
-        return last[0] if last else Mark()
+        seed = self.seed(number)
+        with ExitStack() as stack:
+            index = _opened(self.index(number), stack)
+            if index is None:
+                return Mark()
+            size = index.seek(0, os.SEEK_END)
+            index.seek(max(0, size // MARK_BYTES - 1) * MARK_BYTES)
+            for mark in _marks(index, seed):
+                return mark
+            index.seek(0)
+            last = deque(_marks(index, seed), maxlen=1)
+            return last[0] if last else Mark()
 
     def batches(self, number: int, rows: Path) -> Iterator[Batch]:
         """Yield the batches of a shard as long as their checksums hold; one batch is in memory at a time.
@@ -160,20 +166,13 @@ class Layout:
         with ExitStack() as stack:
             lines = _opened(rows, stack)
             embeddings = _opened(self.embeddings(number), stack)
-            for mark in _marks(self._read_index(number), seed):
+            for mark in _marks(_opened(self.index(number), stack), seed):
                 added = _read(lines, mark.end - former.end)
                 vectors = _read(embeddings, mark.embeddings_end - former.embeddings_end)
                 if crc32(added, seed) != mark.crc or crc32(vectors, seed) != mark.embeddings_crc:
                     return
                 yield Batch(mark, added, vectors)
                 former = mark
-
-    def _read_index(self, number: int) -> bytes:
-        try:
-            with os.fdopen(open_inside(self.index(number)), "rb") as file:
-                return file.read()
-        except FileNotFoundError:
-            return b""
 
 
 def pack(mark: Mark, seed: int) -> bytes:
@@ -182,10 +181,10 @@ def pack(mark: Mark, seed: int) -> bytes:
     return body + _CHECK.pack(crc32(body, seed))
 
 
-def _marks(index: bytes, seed: int) -> Iterator[Mark]:
-    """Yield the marks of an index up to the first one that does not hold."""
-    for start in range(0, len(index) - MARK_BYTES + 1, MARK_BYTES):
-        body, check = index[start : start + _BODY.size], index[start + _BODY.size : start + MARK_BYTES]
+def _marks(index: BinaryIO | None, seed: int) -> Iterator[Mark]:
+    """Yield the marks of an index, from where it is, up to the first one that does not hold; of None there are none."""
+    while len(record := _read(index, MARK_BYTES)) == MARK_BYTES:
+        body, check = record[: _BODY.size], record[_BODY.size :]
         if _CHECK.unpack(check)[0] != crc32(body, seed):
             return
         rows, end, crc, features, embeddings_crc, *counts = _BODY.unpack(body)

@@ -55,7 +55,7 @@ def lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        raise _no_locks(path, error.strerror or str(error)) from error
+        raise _no_locks(path, str(error.strerror)) from error
     return True
 
 

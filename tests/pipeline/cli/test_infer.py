@@ -400,6 +400,32 @@ def test_another_run_begins_anew_and_says_why(
     assert len(read_rows(tmp_path / "out.csv")) == 96
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "sorted/out.csv", "--sort-into", "sorted"], "into which -o sorted/out.csv would be written"),
+        (["--embeddings", "sorted/x/e.parquet", "--sort-into", "./sorted/"], "into which --embeddings sorted/x/e.parq"),
+        (["--sort-into", "."], "Received: ., which is the working directory or above it"),
+        (["--sort-into", ".."], "Received: .., which is"),
+    ],
+)
+def test_a_folder_for_links_that_would_hold_more_is_refused_at_once(
+    finished_chain: Chain,
+    tmp_path: Path,
+    photo: str,
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert finished_chain.run("infer", os.path.join(ROOT, photo), *arguments) == 2
+    said = errors(capsys)
+    assert words in said or (arguments[-1] == ".." and "which is not empty" in said)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
 def test_only_a_run_that_goes_on_keeps_its_number_of_threads(
     finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from export.errors import ProjectError, RunnerError
 from export.files import ROOT
+from pipeline.inference import gpus
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.gpus import GRACE_SECONDS, divide_threads, parse_gpus, run_on_gpus
 from pipeline.inference.output.run import RunFolder
@@ -118,6 +120,22 @@ def test_another_gpu_takes_over_from_one_that_ends(
     (message,) = caplog.messages
     assert message.startswith("GPU 1 does no more: ")
     assert said in message
+
+
+def test_a_process_that_hangs_with_its_pipe_closed_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "GRACE_SECONDS", 0.2)
+    kinds = (4,) * 160
+    try:
+        run(FileWork(tmp_path, kinds, "hang", (1,), seconds=0.01, together=2))
+        assert written(tmp_path) == expected(kinds)
+        (message,) = caplog.messages
+        assert message.startswith("GPU 1 does no more: its process was ended by SIGKILL.")
+        wait_for_end(tmp_path, 0.0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "process-1").read_text()), signal.SIGKILL)
 
 
 def test_the_run_ends_where_no_gpu_is_left(tmp_path: Path) -> None:

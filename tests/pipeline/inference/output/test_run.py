@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from export.errors import ProjectError, notes
 from export.files import ROOT
 from pipeline.inference.output.folder import run_folder
+from pipeline.inference.output.layout import MARK_BYTES, Mark, pack
+from pipeline.inference.output.record import read_run
 from pipeline.inference.output.run import RunFolder, open_worker
 from pipeline.inference.output.spec import OutputSpec
 from pipeline.inference.rows import STATUSES, Row, Rows
@@ -170,6 +173,24 @@ def test_a_run_of_one_row_and_one_of_none(tmp_path: Path) -> None:
     assert (tmp_path / "one.csv").read_bytes().count(b"\r\n") == 2
     work(tmp_path / "none.csv", 0, 5)
     assert (tmp_path / "none.csv").read_bytes().count(b"\r\n") == 1
+
+
+def test_an_index_of_millions_of_batches_is_not_read_into_memory(tmp_path: Path) -> None:
+    output, rows = tmp_path / "out.csv", 300_000
+    with RunFolder.take(output) as run:
+        run.begin({}, rows, rows, spec_of(output))
+        run.write(batch(0, 1))
+        layout = read_run(run.path).layout(run.path)
+        with layout.index(0).open("wb") as file:
+            for number in range(rows):
+                file.write(pack(Mark(number + 1), layout.seed(0)))
+        for end in (b"", b"cut", bytes(MARK_BYTES)):  # whole, and after a power cut
+            with layout.index(0).open("ab") as file:
+                file.write(end)
+            tracemalloc.start()
+            assert layout.last_mark(0).rows == rows
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+            tracemalloc.stop()
 
 
 # --- what is continued ---
