@@ -7,6 +7,7 @@ production what it saw in training. Everything after it (channel order, mean, sc
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _TURNS = {  # what turns the stored picture upright, by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
+JpegScaling = Literal["none", "dct"]
+
 
 class Decoded(NamedTuple):
     """A decoded and resized picture.
@@ -54,6 +57,7 @@ def load_image(
     size: tuple[int, int],
     mode: Resize = "stretch",
     *,
+    jpeg_scaling: JpegScaling = "none",
     keep_damaged: bool = False,
     largest_file: int = LARGEST_FILE,
 ) -> Decoded:
@@ -67,6 +71,7 @@ def load_image(
         source: an image file in any format that Pillow reads, or its bytes.
         size: (height, width) in pixels.
         mode: see `resize_image`. Defaults to "stretch".
+        jpeg_scaling: see `DecodeSpec`. Defaults to "none".
         keep_damaged: whether a damaged JPEG is decoded as far as it goes. Defaults to False.
         largest_file: bytes; a larger file is refused before it is read. Defaults to 512 MiB.
 
@@ -77,20 +82,22 @@ def load_image(
     try:
         if isinstance(source, bytes):
             check_bytes(len(source), largest_file)
-            return _load(source, size, mode, keep_damaged)
+            return _load(source, size, mode, jpeg_scaling, keep_damaged)
         with image_file(source, largest_file) as data:
-            return _load(data, size, mode, keep_damaged)
+            return _load(data, size, mode, jpeg_scaling, keep_damaged)
     except ImageError as error:
         why = ImageError(str(error), error.status, error.size)
     raise why  # without the first one's traceback, which refers to the file's bytes and pixels
 
 
-def _load(data: bytes, size: tuple[int, int], mode: Resize, keep_damaged: bool) -> Decoded:
+def _load(data: bytes, size: tuple[int, int], mode: Resize, scaling: JpegScaling, keep_damaged: bool) -> Decoded:
     with as_image_error(len(data)):
         image = open_image(io.BytesIO(data))
+    least = None if scaling == "none" else _least_sides(size, mode)
     try:
-        with as_image_error(), _decoded(image, data, size, keep_damaged) as (picture, damage):
-            return Decoded(resize_image(picture, size, mode), picture.width, picture.height, damage)
+        with as_image_error(), _decoded(image, data, size, least, keep_damaged) as (picture, damage):
+            width, height = (picture.width, picture.height) if least is None else _upright_size(image)
+            return Decoded(resize_image(picture, size, mode), width, height, damage)
     except ImageError as error:
         error.size = error.size or _upright_size(image)
         raise
@@ -98,9 +105,15 @@ def _load(data: bytes, size: tuple[int, int], mode: Resize, keep_damaged: bool) 
         image.close()
 
 
+def _least_sides(size: tuple[int, int], mode: Resize) -> tuple[int, int]:
+    """Height and width that a scaled JPEG keeps: twice those to which it is resized, so that resizing smooths it."""
+    enlarged = 8 / 7 if mode == "imagenet" else 1
+    return math.ceil(2 * enlarged * size[0]), math.ceil(2 * enlarged * size[1])
+
+
 @contextlib.contextmanager
 def _decoded(
-    image: Image.Image, data: bytes, size: tuple[int, int], keep_damaged: bool
+    image: Image.Image, data: bytes, size: tuple[int, int], least: tuple[int, int] | None, keep_damaged: bool
 ) -> Iterator[tuple[Image.Image | Turned, str]]:
     """The picture, RGB or L and upright, and its damage, while the block runs.
 
@@ -110,7 +123,7 @@ def _decoded(
     if pixels > LARGE_PIXELS:  # the C library may keep freed memory for its thread, unless it is in large blocks
         Image.core.set_block_size(4 * LARGE_PIXELS)  # type: ignore[attr-defined]
     with _PIXELS.hold(pixels):
-        yield _jpeg(image, data, size, keep_damaged) if image.format in FORMATS else (_by_pillow(image), "")
+        yield _jpeg(image, data, size, least, keep_damaged) if image.format in FORMATS else (_by_pillow(image), "")
 
 
 def _by_pillow(image: Image.Image) -> Image.Image:
@@ -121,13 +134,15 @@ def _by_pillow(image: Image.Image) -> Image.Image:
 
 
 def _jpeg(
-    image: Image.Image, data: bytes, size: tuple[int, int], keep_damaged: bool
+    image: Image.Image, data: bytes, size: tuple[int, int], least: tuple[int, int] | None, keep_damaged: bool
 ) -> tuple[Image.Image | Turned, str]:
     """The upright picture of a JPEG, a view of the thread's memory, and its damage."""
     turn = _orientation(image)
     by_columns = turn in (5, 6, 7, 8) and image.width * max(size) <= SCRATCH
     upside_down = turn == 4 or (by_columns and turn in (6, 7))
-    stored, damage = read_jpeg(data, image, keep_damaged=keep_damaged, upside_down=upside_down)
+    if least is not None and turn in (5, 6, 7, 8):
+        least = least[1], least[0]
+    stored, damage = read_jpeg(data, image, keep_damaged=keep_damaged, upside_down=upside_down, least=least)
     if stored is None:
         try:
             return _by_pillow(image), damage
@@ -225,6 +240,8 @@ class DecodeSpec:
         sixteen_bit: the part of a 16-bit grey value that is used.
         animation: the frame that is used.
         jpeg: what decodes JPEG; strict: what it warns of is damage.
+        jpeg_scaling: "dct": libjpeg makes a JPEG smaller while it decodes it, by 2, 8/3, 4 or 8, where twice the sides
+            remain to which it is resized: other pixels, much sooner. "none": it does not.
         wide: values whose range no file states.
     """
 
@@ -238,6 +255,7 @@ class DecodeSpec:
     animation: Literal["first frame"] = "first frame"
     jpeg: Literal["libjpeg-turbo, strict"] = "libjpeg-turbo, strict"
     wide: Literal["32-bit and float refused"] = "32-bit and float refused"
+    jpeg_scaling: JpegScaling = "none"
 
     def __post_init__(self) -> None:
         if not all(1 <= side <= 4096 for side in self.size):
@@ -267,7 +285,14 @@ class DecodeSpec:
             image = array_to_image(source)
             return Decoded(resize_image(image, self.size, self.resize), image.width, image.height)
         place = Path(source) if isinstance(source, str) else source
-        return load_image(place, self.size, self.resize, keep_damaged=keep_damaged, largest_file=largest_file)
+        return load_image(
+            place,
+            self.size,
+            self.resize,
+            jpeg_scaling=self.jpeg_scaling,
+            keep_damaged=keep_damaged,
+            largest_file=largest_file,
+        )
 
     def pixels(self, source: Path | str | bytes | np.ndarray) -> np.ndarray:
         """Return the pixels of `decode`: uint8 of shape (height, width, 3).

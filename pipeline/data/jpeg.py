@@ -27,7 +27,12 @@ _thread = threading.local()
 
 
 def read_jpeg(
-    data: bytes, header: Image.Image, *, keep_damaged: bool = False, upside_down: bool = False
+    data: bytes,
+    header: Image.Image,
+    *,
+    keep_damaged: bool = False,
+    upside_down: bool = False,
+    least: tuple[int, int] | None = None,
 ) -> tuple[Image.Image | None, str]:
     """Decode a JPEG into the thread's memory.
 
@@ -36,6 +41,8 @@ def read_jpeg(
         header: what Pillow read in the beginning of it, not loaded.
         keep_damaged: whether damaged ones are decoded as far as they go. Defaults to False.
         upside_down: whether the rows are in reverse order, which costs nothing. Defaults to False.
+        least: (height, width) in pixels: libjpeg's DCT scaling makes the picture smaller, by two or more, where so
+            many remain. Defaults to None: it keeps its size.
 
     Returns:
         The picture, RGB, L or CMYK, valid until this thread decodes the next JPEG; None: Pillow has to decode it. And
@@ -47,34 +54,42 @@ def read_jpeg(
     """
     space, bands = _SPACES[header.mode]
     buffer = _memory(header.width * header.height * bands)
-    damage = _decode(data, space, buffer, header, strict=True)
-    if damage and not _DAMAGE.match(damage):
-        return None, ""
-    if damage:
+    damage, size = "", _decode(data, space, buffer, header, least, strict=True)
+    if isinstance(size, str):
+        if not _DAMAGE.match(size):
+            return None, ""
         if not keep_damaged:
-            raise ImageError(damage)
-        if _decode(data, space, buffer, header, strict=False):
+            raise ImageError(size)
+        damage, size = size, _decode(data, space, buffer, header, least, strict=False)
+        if isinstance(size, str):
             return None, damage
     if header.mode == "CMYK":
         np.invert(buffer, out=buffer)  # JPEG stores it inverted
     core = Image.core.map_buffer(  # type: ignore[attr-defined]
         # `PIL.Image.frombuffer`, which takes four bytes a pixel as RGBX alone, resized a third slower than RGB
-        *(buffer, header.size, "raw", 0, (header.mode, 0, -1 if upside_down else 1))
+        *(buffer, size, "raw", 0, (header.mode, 0, -1 if upside_down else 1))
     )
     return Image.Image()._new(core), damage
 
 
-def _decode(data: bytes, space: str, buffer: np.ndarray, header: Image.Image, strict: bool) -> str:
-    """Decode into the buffer; the error's message, or "" if there is none."""
+def _decode(
+    data: bytes, space: str, buffer: np.ndarray, header: Image.Image, least: tuple[int, int] | None, strict: bool
+) -> tuple[int, int] | str:
+    """Decode into the buffer; width and height of what is there, or the error's message."""
     import simplejpeg  # here, so that verbs that decode nothing, as the doctor, run without it
 
     try:
-        pixels = simplejpeg.decode_jpeg(data, space, buffer=buffer, strict=strict)
+        height, width = least or (0, 0)
+        pixels = simplejpeg.decode_jpeg(
+            data, space, buffer=buffer, strict=strict, min_height=height, min_width=width, min_factor=2 if least else 1
+        )
     except ValueError as error:
         if "memory" in str(error).lower():
             raise MemoryError(str(error)) from None
         return str(error) or "not decoded"
-    return "" if pixels.shape[:2] == (header.height, header.width) else "another size than its header states"
+    if least is None and pixels.shape[:2] != (header.height, header.width):
+        return "another size than its header states"
+    return pixels.shape[1], pixels.shape[0]
 
 
 def _memory(size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from export.errors import ModelError
 from export.preprocessing import PreprocessingSpec
 from export.words import listed
-from pipeline.data.decode import DecodeSpec
+from pipeline.data.decode import DecodeSpec, JpegScaling
 from pipeline.data.resize import Resize
 from pipeline.keras_files.facts import inference_deviations, preprocessing_inside
 from pipeline.keras_files.load import load_model
@@ -40,6 +40,7 @@ def import_model(
     classes: tuple[str, ...],
     resize: Resize,
     photographs: Callable[[DecodeSpec], np.ndarray | None] = lambda decode: None,
+    jpeg_scaling: JpegScaling = "none",
 ) -> ImportedModel:
     """Load the model of ``model.path`` and rewrite it to canonical form.
 
@@ -49,6 +50,7 @@ def import_model(
         resize: how images are resized to the model's input.
         photographs: returns some of the data's images, uint8 (N, height, width, 3), or None. Outputs before and after
             each rewrite are compared on them and on synthetic images. Defaults to a function that returns None.
+        jpeg_scaling: see `DecodeSpec`. Defaults to "none".
 
     Raises:
         ModelError: unsafe, not an image classifier, or a setting that the recipe must name: ``preprocessing``,
@@ -62,7 +64,7 @@ def import_model(
     size = form.height or config.input_size, form.width or config.input_size
     if None not in (form.height, form.width):
         _refuse_another_size(config.input_size, size, path)
-    decode = DecodeSpec(size, resize)
+    decode = DecodeSpec(size, resize, jpeg_scaling=jpeg_scaling)
     spec = _preprocessing(config, file, model, size)
     canonical = to_canonical_form(model, path, config.output, config.input_size, spec, photographs(decode))
     changes = (*half_precision_changes(file), *canonical.changes)

@@ -162,6 +162,7 @@ def _differences(recipe: Recipe, card: ModelCard) -> dict[str, tuple[Any, Any]]:
     model = recipe.model
     pairs: dict[str, tuple[Any, Any]] = {
         "data.resize": (card.decode.resize, recipe.data.resize),
+        "data.jpeg_scaling": (card.decode.jpeg_scaling, recipe.data.jpeg_scaling),
         "model.path": (_origin(card.source is not None), _origin(source_of(model) is not None)),
     }
     if model.path is None or model.input_size != Model().input_size:  # for a file, the default counts as not set

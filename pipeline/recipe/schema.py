@@ -140,6 +140,11 @@ class Data:
         "crop: the largest centred part of the input's shape; imagenet: short side to 8/7 of the input size (256 for "
         "224), then the centre; pad: black around, never enlarged",
     ] = "stretch"
+    jpeg_scaling: Annotated[
+        Literal["none", "dct"],
+        "dct: a JPEG is made smaller while it is decoded, where twice the input's sides remain: other pixels, in "
+        "training, calibration and verification too, and much sooner for photographs of a camera",
+    ] = "none"
     max_bad_images: Annotated[Whole, "up to so many unreadable images are reported and left out; more are an error"] = 0
     salt: Annotated[str, "another salt gives another split"] = ""
 

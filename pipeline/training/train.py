@@ -58,11 +58,13 @@ def train(settings: Recipe, images: ImageSet, out: Path, checkpoint: Checkpoint 
     """
     keras.utils.set_random_seed(settings.train.seed)
     tf.config.experimental.enable_op_determinism()
-    decode = DecodeSpec((settings.model.input_size, settings.model.input_size), settings.data.resize)
+    side, data = settings.model.input_size, settings.data
+    decode = DecodeSpec((side, side), data.resize, jpeg_scaling=data.jpeg_scaling)
     pixels = Pixels(decode, settings.data.max_bad_images)
     history: list[Epoch] = []
     if settings.model.path is not None:
-        imported = import_model(settings.model, images.classes, settings.data.resize, partial(_some_images, images))
+        photographs = partial(_some_images, images)
+        imported = import_model(settings.model, images.classes, data.resize, photographs, data.jpeg_scaling)
         model, card = imported.model, imported.card
         _require_space(model, out)
         pixels = Pixels(card.decode, settings.data.max_bad_images)

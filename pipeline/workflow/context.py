@@ -128,7 +128,8 @@ class Context:
         check_with_classes(recipe, len(before.classes))
         needed = needed_images(recipe, len(before.classes))
         check_split_sizes(before, needed)  # before the images are decoded, which takes time
-        decode = DecodeSpec((recipe.model.input_size, recipe.model.input_size), recipe.data.resize)
+        side, data = recipe.model.input_size, recipe.data
+        decode = DecodeSpec((side, side), data.resize, jpeg_scaling=data.jpeg_scaling)
         self.images = self._deal(find_damaged(self._found.samples, decode), before.unreadable)
         check_split_sizes(self.images, needed)
         return self.images.unreadable != before.unreadable

@@ -19,7 +19,7 @@ from export.errors import ImageError
 from pipeline.data import decode as decoding
 from pipeline.data import jpeg
 from pipeline.data.decode import DecodeSpec, load_image
-from pipeline.data.resize import resize_image
+from pipeline.data.resize import Resize, resize_image
 from tests.fakes.jpeg_files import arithmetic, frame_changed, restart_markers, scan_of, ycck
 
 MODES = ("stretch", "crop", "imagenet", "pad")
@@ -309,3 +309,65 @@ def test_a_scan_that_comes_twice_is_damage() -> None:
     with pytest.raises(ImageError, match="Inconsistent progression sequence") as caught:
         load_image(data[: marker.start()] + data[begin:], (8, 8))
     assert caught.value.status == "damaged"
+
+
+# --- scaled while it is decoded ---
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture without detail that any way of making it smaller would lose."""
+    random = np.random.default_rng(3)
+    return Image.fromarray(random.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop", "imagenet", "pad"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_scaled_picture_is_nearly_the_whole_one_and_keeps_its_size(mode: Resize, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(smooth(720, 960), quality=95, exif=exif)
+    whole, scaled = (DecodeSpec((24, 32), mode, jpeg_scaling=scaling).decode(data) for scaling in ("none", "dct"))
+    assert (scaled.width, scaled.height) == (whole.width, whole.height) == ((960, 720) if turn == 1 else (720, 960))
+    difference = np.abs(scaled.pixels.astype(int) - whole.pixels)
+    assert 0 < difference.mean() < 1.5
+    assert difference.max() < 12
+
+
+def test_so_much_remains_that_resizing_smooths_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By libjpeg's eighths down to an eighth, and never below twice the sides, in the picture's own orientation."""
+    sizes = []
+    resize = decoding.resize_image
+    monkeypatch.setattr(
+        decoding, "resize_image", lambda image, *rest: (sizes.append(image.size), resize(image, *rest))[1]
+    )
+    for height, width, target, mode in (
+        (720, 960, (24, 32), "stretch"), (720, 960, (90, 60), "stretch"), (720, 960, (80, 80), "imagenet"),
+        (720, 960, (181, 32), "stretch"), (720, 960, (180, 240), "stretch"),
+    ):  # fmt: skip
+        DecodeSpec(target, mode, jpeg_scaling="dct").decode(encode(smooth(height, width)))
+    assert sizes == [(120, 90), (240, 180), (360, 270), (960, 720), (480, 360)]
+
+
+def test_without_scaling_nothing_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(smooth(720, 960))
+    expected = DecodeSpec((24, 32), "stretch").pixels(data)
+    assert np.array_equal(expected, resize_image(Image.fromarray(by_pillow(data)), (24, 32), "stretch"))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_grey_and_print_colours_are_scaled_too(mode: str) -> None:
+    data = encode(smooth(720, 960).convert(mode), quality=95)
+    whole, scaled = (DecodeSpec((24, 32), "stretch", jpeg_scaling=scaling).pixels(data) for scaling in ("none", "dct"))
+    assert 0 < np.abs(scaled.astype(int) - whole).mean() < 2
+
+
+def test_damage_is_told_of_a_scaled_picture_too() -> None:
+    data = encode(smooth(720, 960), quality=95)
+    cut = DecodeSpec((24, 32), "stretch", jpeg_scaling="dct")
+    with pytest.raises(ImageError) as told:
+        cut.pixels(data[: len(data) // 2])
+    assert told.value.status == "damaged"
+    kept = cut.decode(data[: len(data) // 2], keep_damaged=True)
+    assert (kept.width, kept.height, bool(kept.damage)) == (960, 720, True)

@@ -41,6 +41,7 @@ def test_the_recipe_that_trained_it_agrees() -> None:
     ("section", "changes", "has", "says"),
     [
         ("data", {"resize": "pad"}, "stretch", "pad"),
+        ("data", {"jpeg_scaling": "dct"}, "none", "dct"),
         ("model", {"input_size": 96}, "64x64", "96x96"),
         ("model", {"backbone": "resnet18"}, "resnet20", "resnet18"),
         ("model", {"preprocessing": "caffe"}, "unit", "caffe"),

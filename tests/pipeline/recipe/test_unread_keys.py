@@ -71,7 +71,7 @@ def test_every_recipe_here_is_read_whole(path: Path) -> None:
 
 
 def test_every_key_of_data_is_in_the_table_or_true_of_any_source() -> None:
-    of_any = {"source", "splits", "duplicates_across_classes", "resize", "max_bad_images", "salt"}
+    of_any = {"source", "splits", "duplicates_across_classes", "resize", "jpeg_scaling", "max_bad_images", "salt"}
     assert {field.name for field in fields(Data)} == of_any | set(READ_BY)
 
 
