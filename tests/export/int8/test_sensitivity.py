@@ -212,3 +212,10 @@ def test_keeping_the_broken_layer_repairs_the_model(broken):
     assert selection.met
     assert list(selection.kept) == ["conv3_block1_2_conv/Conv"]
     assert tensor in quantizable_tensors(model)
+
+
+def test_what_is_no_convolution_is_kept_whatever_the_share_of_those() -> None:
+    costs = [LayerCost("c", "", "Conv", 0.5, 1.0, 0.0), LayerCost("d", "", "Gemm", 0.3, 1.0, 0.0)]
+    selection = select_layers(costs, Judge(costs), Budget(sqnr_db=1000), 0, precision="fp32")
+    assert set(selection.kept) == {"d"}
+    assert not selection.met
