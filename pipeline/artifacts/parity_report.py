@@ -22,13 +22,37 @@ NOT_VERIFIED: Final = "not verified"
 FROM_KERAS: Final = "from_keras"
 STEP: Final = "step"
 TOP_K: Final = "top_k"
+CONSISTENCY: Final = "consistency"
 CUDA: Final = "onnxruntime-cuda"  # backend that runs the files of "onnxruntime" on a GPU
 NO_LOGITS: Final = "did not give usable logits"  # said of a reference in `Hop.why`
-SCHEMA = 3
-Kind = Literal["from_keras", "step", "top_k"]
+SCHEMA = 4
+Kind = Literal["from_keras", "step", "top_k", "consistency"]
 Overall = Literal["pass", "inconclusive", "fail"]
 Verdict = Literal["pass", "inconclusive", "fail", "not run"]
 REMEDY = "Run the recipe's verify stage again."
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """SQNR of the logits image by image; where an image's logits are equal, its SQNR counts as `EQUAL_DB`.
+
+    Attributes:
+        median_db: Median.
+        p5_db: 5th percentile.
+        mean_db: Mean.
+        std_db: Sample standard deviation; 0 for one image.
+        worst: Index and SQNR of the five worst images, worst first; None where an image's logits are not finite.
+    """
+
+    median_db: float
+    p5_db: float
+    mean_db: float
+    std_db: float
+    worst: tuple[tuple[int, float | None], ...]
+
+
+EQUAL_DB: Final = 200.0
+MOST_CHANGED: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -36,8 +60,8 @@ class Hop:
     """One comparison of a candidate with a reference on the test images.
 
     Attributes:
-        kind: "from_keras" (with Keras), "step" (with the step before), or "top_k" (the best classes that a graph
-            returns, with its own probabilities).
+        kind: "from_keras" (with Keras), "step" (with the step before), "top_k" (the best classes that a graph
+            returns, with its own probabilities), or "consistency" (a file with itself: batches, repetitions, rows).
         reference: File that gave the expected logits, or a description of them.
         candidate: File that was judged, relative to the artifacts folder.
         backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".
@@ -64,6 +88,13 @@ class Hop:
         accuracy_drop: Difference of the two.
         accuracy_drop_interval: 95 % confidence interval by Tango.
         mcnemar: Numbers of correct predictions lost and gained.
+        mean_abs: Mean absolute difference of a logit; None where not all are finite.
+        relative_l2: Euclidean norm of the difference over that of the reference; None where not all are finite.
+        kl: Mean Kullback-Leibler divergence of the candidate's probabilities from the reference's, in nats.
+        top5_agreement: Share of the images whose top class of the reference is among the candidate's best five; None
+            with fewer than six classes.
+        changed: Indices of the images with another top class, at most `MOST_CHANGED`.
+        image_noise: SQNR image by image; None where nothing was compared.
     """
 
     kind: Kind
@@ -91,6 +122,12 @@ class Hop:
     accuracy_drop: float | None = None
     accuracy_drop_interval: tuple[float, float] | None = None
     mcnemar: McNemar | None = None
+    mean_abs: float | None = None
+    relative_l2: float | None = None
+    kl: float | None = None
+    top5_agreement: float | None = None
+    changed: tuple[int, ...] = ()
+    image_noise: ImageNoise | None = None
 
     @property
     def run_name(self) -> str:
@@ -145,11 +182,13 @@ class ParityReport(Parity):
     Attributes:
         subjects: sha256 by name of the files that were judged and of those that they were judged with.
         warnings: What a reader must know besides the verdict.
+        images_sha256: Digest of pixels and labels of the test images, in order; "" if unknown.
         schema: Version of this file format.
     """
 
     subjects: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    images_sha256: str = ""
     schema: int = SCHEMA
 
     def verdict_of(self, name: str, digests: Mapping[str, str], backend: str | None = None) -> str:

@@ -24,6 +24,9 @@ TENSORRT8: Mapping[str, str] = {
 ENGINES = ("build/*/*.plan", "build/*/*.json")
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
+IMAGE_RESULTS = "verify/images.npz"
+DIAGNOSIS = "verify/diagnosis.json"
+LAYERS = "layers/layers.json"
 BENCHMARK = "benchmark/benchmark.json"
 PREDICTIONS = "infer/predictions.csv"
 REPORT = "report/report.html"
@@ -33,9 +36,11 @@ _ENGINE = rf"({'|'.join(PRECISIONS)})(-[a-z0-9_]{{1,100}})?\.(plan|json)"
 _WRITTEN: Mapping[str, str] = {
     "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
-    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|sensitivity\.(csv|png)",
+    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|equalization\.npz"
+    r"|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",
-    "verify": r"parity\.json|reference\.npz",
+    "verify": r"(parity|diagnosis)\.json|(reference|images)\.npz",
+    "layers": r"layers\.json|reduced/[a-z0-9_-]{1,100}/(model\.onnx|(inputs|expected)\.npz|README\.txt)",
     "benchmark": r"benchmark\.json",
     "infer": r"predictions\.csv|images/\d{3,9}-[^/\\\0]{1,250}\.png",
     "report": r"report\.html",
