@@ -66,11 +66,12 @@ def read_image_results(path: Path) -> ImageResults:
             raise ValueError(f"schema {meta['schema']}, where {SCHEMA} is read")
         results = ImageResults(tuple(map(str, meta["names"])), runs=tuple(map(str, meta["runs"])), **arrays)
         images, runs = len(results.names), len(results.runs)
-        shapes = {"labels": (images,), "margins": (images,)}
+        shapes: dict[str, tuple[int, ...]] = {"labels": (images,), "margins": (images,)}
         shapes |= dict.fromkeys(("classes", "scores", "noise_db"), (runs, images))
         for name, shape in shapes.items():
             if getattr(results, name).shape != shape:
                 raise ValueError(f"{name} of shape {getattr(results, name).shape}, where {shape} is needed")
         return results
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"Expected the results of the verify stage. Received: {path}: {error}. Run it again.") from error
+        expected = "Expected the results of the verify stage"
+        raise DataError(f"{expected}. Received: {path}: {error}. Run it again.") from error
