@@ -225,14 +225,14 @@ def nodes_over_batch(model: ModelProto) -> list[NodeProto]:
 
     table = constants(model.graph)
 
-    def axes(node: NodeProto) -> list[int] | None:
+    def axes(node: NodeProto) -> list[int]:
         if len(node.input) > 1 and node.input[1] in table:
             return [int(axis) for axis in numpy_helper.to_array(table[node.input[1]]).ravel()]
-        return attribute(node, "axes")
+        return [int(axis) for axis in attribute(node, "axes", ())]
 
     return [
         node
         for node in model.graph.node
         if (node.op_type == "BatchNormalization" and attribute(node, "training_mode", 0))
-        or (node.op_type.startswith("Reduce") and 0 in (axes(node) or ()))
+        or (node.op_type.startswith("Reduce") and 0 in axes(node))
     ]

@@ -29,6 +29,8 @@ UNEQUAL = 0.01  # relative difference of two scales that is no rounding
 # Octaves, root mean square over the tensors, between the scales of a file and the ranges of its activations: 0.1 to
 # 0.4 where the calibration images were like the test images, for all methods of calibration.
 SPREAD = 0.6
+FAR = 1.25  # largest value over the end of a scale that is no chance of a few images
+COARSE = 0.2  # of a scale's range in use, below which the scales of a whole file are far too large
 _AGAIN = "Calibrate again: run quantize with --force, with images like those that the model will see."
 
 
@@ -82,7 +84,8 @@ def explain_scales(
     alone = fit_db(expected, _with_scales(model, [worst], pixels))
     if alone >= repaired - NEARLY_ALL and alone >= without + GAINED:
         return [_one_scale(worst, without, alone)]
-    return [_many_scales(ranges, without, repaired)]
+    found = _many_scales(ranges, without, repaired)
+    return [found] if found is not None else []
 
 
 def _range(pair: QuantizedTensor, values: np.ndarray) -> _Range:
@@ -168,19 +171,34 @@ def _one_scale(item: _Range, without: float, alone: float) -> Explanation:
     )
 
 
-def _many_scales(ranges: list[_Range], without: float, repaired: float) -> Explanation:
-    cut_off = [item for item in ranges if item.used > 1.25]
+def _many_scales(ranges: list[_Range], without: float, repaired: float) -> Explanation | None:
+    """Explain scales that do not fit in many places; None where they are not far off."""
+    cut_off = [item for item in ranges if item.used > FAR]
+    used = float(np.median([item.used for item in ranges]))
     worst = max(ranges, key=lambda item: item.harm)
-    return Explanation(
-        "calibration",
-        "The INT8 scales do not fit the test images: the calibration images were not like them, too few, or prepared "
-        "otherwise.",
-        f"{count(len(cut_off), 'scale')} of {len(ranges)} end far below the largest value, most harmful behind "
-        f"{keras_layer(worst.pair.node)!r}, where {worst.saturated:.2%} of the values are cut off. With scales from "
-        f"{IMAGES} test images, the logits differ from Keras' by {difference_in_words(repaired)} ({repaired:.1f} dB), "
-        f"as they are by {difference_in_words(without)} ({without:.1f} dB).",
-        _AGAIN,
+    repair = (
+        f"With scales from {IMAGES} test images, the logits differ from Keras' by {difference_in_words(repaired)} "
+        f"({repaired:.1f} dB), as they are by {difference_in_words(without)} ({without:.1f} dB)."
     )
+    if cut_off:
+        return Explanation(
+            "calibration",
+            "The INT8 scales do not fit the test images: the calibration images were not like them, too few, or "
+            "prepared otherwise.",
+            f"{count(len(cut_off), 'scale')} of {len(ranges)} {'ends' if len(cut_off) == 1 else 'end'} far below the "
+            f"largest value, most harmful behind {keras_layer(worst.pair.node)!r}, where {worst.saturated:.2%} of the "
+            f"values are cut off. {repair}",
+            _AGAIN,
+        )
+    if used < COARSE:
+        return Explanation(
+            "calibration",
+            "The INT8 scales are far larger than the test images need, so that few of the 255 steps are used: some "
+            "values of the calibration images were far larger, or they were prepared otherwise.",
+            f"Half of the {len(ranges)} scales are used to {used:.1%} or less. {repair}",
+            f"{_AGAIN} With quantize.method=auto single outliers do not set a scale.",
+        )
+    return None
 
 
 def _wrong_images(
@@ -206,7 +224,7 @@ def _wrong_images(
         values = _run_floats(part, given(start), raw_pixels(hypothesis.inputs(pixels), spec), names)
         if (spread := _spread(ranges, values)) < best:
             best, fitting = spread, hypothesis
-    if fitting is None or best > min(SPREAD, as_is / 2):
+    if fitting is None or best > min(SPREAD, as_is / 3):
         return None
     return Explanation(
         "calibration",
