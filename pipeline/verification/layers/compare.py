@@ -1,7 +1,7 @@
 """Every layer of a file against Keras: as the file computes it, and where each layer is given Keras' values.
 
-The second is a layer's own error. One graph, cut at the tensor of every layer, gives all of them in one run: each tensor
-is computed of what is given before it. Images pass in small batches, and only sums are kept.
+The second is a layer's own error. One graph, cut at the tensor of every layer, gives all of them in one run: each
+tensor is computed of what is given before it. Images pass in small batches, and only sums are kept.
 """
 
 import time
