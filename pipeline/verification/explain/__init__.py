@@ -101,6 +101,7 @@ def _explain_file(
     import onnx
 
     from pipeline.verification.explain.half import explain_range
+    from pipeline.verification.explain.layers import explain_layers
     from pipeline.verification.explain.quantized import explain_scales
     from pipeline.verification.explain.twin import run, without_rounding
 
@@ -118,6 +119,9 @@ def _explain_file(
     if hop.precision != "fp32" and not _settled(found) and keras_model is not None:
         logits = next(iter(run(without_rounding(model), pixels).values()))
         found += explain_inputs(_predict(keras_model), pixels, logits, case.card.preprocessing, hop.precision)
+    if not _settled(found) and keras_model is not None:
+        spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
+        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors)
     return found
 
 

@@ -17,7 +17,7 @@ from pipeline.verification.explain.fit import NEAR, Explanation, evidence_of, ex
 
 SCREENED = 4  # images that all hypotheses are tried on; the best is confirmed on all
 MODES = ("caffe", "tf", "torch", "unit", "none")
-_BY_CARD = (
+BY_CARD = (
     "Take the file's preprocessing from the model's card: export again, or, if the card is wrong, set "
     "model.preprocessing in the recipe to what the model was trained with."
 )
@@ -213,7 +213,7 @@ def explain_inputs(
     if fit < NEAR[precision] or not explains(precision, fit, without):
         return []
     return [
-        Explanation(hypothesis.cause, hypothesis.text, evidence_of(hypothesis.what, fit, without), _BY_CARD),
+        Explanation(hypothesis.cause, hypothesis.text, evidence_of(hypothesis.what, fit, without), BY_CARD),
     ]
 
 
