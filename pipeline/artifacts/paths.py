@@ -15,6 +15,7 @@ ONNX: Mapping[str, str] = {
     "fp16": "quantize/model.fp16.onnx",
     "int8": "quantize/model.int8.onnx",
 }
+EQUALIZATION = "quantize/equalization.npz"
 # For TensorRT 8.6, whose parser takes opset 17; written only with quantize.tensorrt8.
 TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",
@@ -22,6 +23,7 @@ TENSORRT8: Mapping[str, str] = {
 }
 # An engine is a plan and the sidecar beside it; they are read together.
 ENGINES = ("build/*/*.plan", "build/*/*.json")
+CALIBRATION_IMAGES = "quantize/images.json"
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
 IMAGE_RESULTS = "verify/images.npz"
