@@ -18,6 +18,7 @@ IN_FUNCTIONS = {
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",
+    "pipeline/verification/decoding",
 }
 # Modules that load it when they are imported: no test of theirs is part of `make check`.
 LOAD_IT = {

@@ -72,7 +72,7 @@ def _tensors(specimen: Specimen) -> tuple[TensorInfo, ...]:
 
 
 def _open(path: Path, precision: str) -> Runner:
-    return open_runner(path, "onnxruntime", precision, exact=precision == "int8")
+    return open_runner(path, "onnxruntime", precision)
 
 
 def _set_source(plan: Path, digest: str) -> None:
