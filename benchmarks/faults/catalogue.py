@@ -70,7 +70,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "overflow": Fault("FP16 overflow in one layer", forms({"weights": layer_edits.overflow_weights}, ("fp16",))),
     "stale": Fault("stale engine", engines.STALE),
-    "first row": Fault(
+    "first-row": Fault(
         "an engine that returns the first row for all",
         {
             **engines.ROWS,

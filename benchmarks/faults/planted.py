@@ -50,15 +50,12 @@ class Planted:
         run: the run at fault, see `pipeline.artifacts.parity_report.run_name`; "" where the decoding is.
         runners: by run, what runs in place of the real runner, which is handed to it.
         decode: the decoding of a product with this fault; None where that is right.
-        only_by_layers: whether ONNX Runtime's CPU gives right answers in spite of it, so that only values of layers
-            show it.
     """
 
     change: Change
     run: str
     runners: Mapping[str, Callable[[], Runner]] = field(default_factory=dict)
     decode: DecodeSpec | None = None
-    only_by_layers: bool = False
 
 
 # Changes a graph in place.

@@ -18,7 +18,7 @@ from export.int8.search import calibrate
 from export.onnx_passes.file import load_model, save_model
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE
 from pipeline.models.model_card import ModelCard, read_card
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Specimen:
             scales = calibrate(source, statistics, batches, images, equalized=False).scales(METHOD)
             kept = {name: Kept("fp32", why) for name, why in unfit.items()}
             save_model(quantize(model, scales, kept=kept)[0], self.folder / ONNX["int8"])
+            (self.folder / EQUALIZATION).unlink(missing_ok=True)  # of the former file
 
 
 def read_normalisations(path: Path) -> dict[str, Normalisation]:

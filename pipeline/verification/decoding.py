@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from export.words import count, listed
-from pipeline.artifacts.diagnosis import Decoding
+from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, PASS, Hop
 from pipeline.artifacts.paths import CARD
 from pipeline.data.decode import DecodeSpec
@@ -97,6 +97,26 @@ def decoding_hop(decodings: Sequence[Decoding]) -> Hop | None:
         exact = [one.kind for one in decodings if one.required]
         return replace(hop, certainty=f"the pixels of {listed(exact, separator='; ')} are Keras'" if exact else "")
     return replace(hop, why="; ".join(map(_difference, wrong)))
+
+
+def explain_decoding(decodings: Sequence[Decoding]) -> tuple[Hint, ...]:
+    """Return why decoding fails, as a hint of the hop of `decoding_hop`; empty where it passes."""
+    wrong = [one for one in decodings if one.required and not one.equal]
+    if not wrong:
+        return ()
+    resized = all(one.step == "resizing" for one in wrong)
+    text = (
+        "Files are decoded as Keras does and then resized otherwise, by another filter or another mode."
+        if resized
+        else "Files are decoded to other pixels than by Keras, before anything is resized."
+    )
+    remedy = (
+        "Set data.resize to how the model's images were resized, and compare the versions of Pillow."
+        if resized
+        else "Compare the versions of Pillow and of simplejpeg with requirements.txt."
+    )
+    evidence = "; ".join(map(_difference, wrong))
+    return (Hint(CARD, LOADER, "resize" if resized else "preprocessing", text, evidence, remedy),)
 
 
 def _difference(decoding: Decoding) -> str:
