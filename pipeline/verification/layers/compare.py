@@ -97,15 +97,15 @@ def compare_layers(
             usages[layer.tensor] = usage
             reference = layer.in_file(outputs[layer.name], value)
             factor = subject.factor(layer.tensor, value)
-            total.add(reference, value * factor)
-            references[layer.tensor] = reference / factor
+            total.add(reference, _times(value, factor))
+            references[layer.tensor] = reference if isinstance(factor, float) else reference / factor
             usage.add(reference, references[layer.tensor])
         del outputs
         own_values = fed.run(inputs, references)
         for layer, own in zip(layers, owns):
             value = own_values.pop(layer.tensor)
             factor = subject.factor(layer.tensor, value)
-            own.add(references[layer.tensor] * factor, value * factor)
+            own.add(_times(references.pop(layer.tensor), factor), _times(value, factor))
         advance(len(batch))
     threshold = THRESHOLDS_DB[subject.precision]
     rows = tuple(
@@ -125,6 +125,11 @@ def compare_layers(
     )
     below = next((layer.name for layer, own in zip(layers, owns) if own.below(threshold)), "")
     return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start, note)
+
+
+def _times(value: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
+    """Return a value times its factors, without a copy where it has none."""
+    return value if isinstance(factor, float) else np.asarray(value * factor)
 
 
 def layer_values(
