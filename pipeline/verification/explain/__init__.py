@@ -73,9 +73,7 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     expected = case.reference.logits if source is None else source
     found: list[Explanation] = []
     if answer.logits is not None:
-        found += explain_outputs(
-            expected, answer.logits, getattr(answer, "probabilities", None), precision, case.card.classes
-        )
+        found += explain_outputs(expected, answer.logits, answer.probabilities, precision, case.card.classes)
     if _settled(found):
         return found
     file = path if path is not None and candidate.name.endswith(".onnx") else None
@@ -121,7 +119,10 @@ def _explain_file(
         found += explain_inputs(_predict(keras_model), pixels, logits, case.card.preprocessing, hop.precision)
     if not _settled(found) and keras_model is not None:
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
-        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors)
+        source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
+        earlier = case.paths.get(source.name) if source is not None and hop.precision != "fp32" else None
+        origin = onnx.load(str(earlier)) if earlier is not None else None
+        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
 
 
