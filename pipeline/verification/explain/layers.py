@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from onnx import ModelProto
 
@@ -26,6 +26,9 @@ from pipeline.verification.layers.compare import compare_layers, layer_values
 from pipeline.verification.layers.keras_layers import INPUT, KerasLayers
 from pipeline.verification.layers.mapping import map_layers
 from pipeline.verification.layers.subject import Subject
+
+if TYPE_CHECKING:
+    import keras
 
 IMAGES = 2
 SATURATED = 1e-3  # share of an input's values

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
@@ -23,6 +22,9 @@ from pipeline.verification.layers.keras_layers import KerasLayer
 from pipeline.verification.layers.mapping import MappedLayer
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
 from pipeline.verification.layers.subject import Subject
+
+if TYPE_CHECKING:
+    import keras
 
 # SQNR in dB from which a layer fed with Keras' values gives Keras' output, with nothing rounded but its weights.
 AGREES: Mapping[str, float] = {"fp32": 70.0, "fp16": 45.0, "int8": 22.0}
