@@ -224,7 +224,7 @@ def _decoded(
         hash_folder,
         hash_pixels,
         read_folder,
-        refuse_calibration_images,
+        refuse_shared_images,
     )
 
     if isinstance(images, np.ndarray):
@@ -240,7 +240,7 @@ def _decoded(
     if calibration is None:
         return decoded
     if decoded.sha256 and not isinstance(calibration, np.ndarray):
-        refuse_calibration_images(dict(zip(decoded.sha256, decoded.names)), hash_folder(Path(calibration)))
+        refuse_shared_images(dict(zip(decoded.sha256, decoded.names)), hash_folder(Path(calibration)))
         return decoded
     if not isinstance(calibration, np.ndarray):
         if decoded.pixels.dtype != np.uint8:
@@ -250,7 +250,7 @@ def _decoded(
             )
         calibration = read_folder(Path(calibration), DecodeSpec(decoded.pixels.shape[1:3], resize)).pixels
     names = [f"calibration image {index}" for index in range(len(calibration))]
-    refuse_calibration_images(
+    refuse_shared_images(
         dict(zip(hash_pixels(decoded.pixels), decoded.names)), dict(zip(hash_pixels(calibration), names))
     )
     return decoded

@@ -58,7 +58,7 @@ def hash_pixels(images: np.ndarray) -> list[str]:
     return [sha256_bytes(f"{image.dtype.str} {image.shape}".encode() + image.tobytes()) for image in images]
 
 
-def refuse_calibration_images(images: Mapping[str, str], calibration: Mapping[str, str]) -> None:
+def refuse_shared_images(images: Mapping[str, str], calibration: Mapping[str, str]) -> None:
     """Refuse images that stand among the calibration images too: scales were chosen for them, so they prove little.
 
     Args:
