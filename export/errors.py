@@ -81,7 +81,7 @@ class ModelError(ProjectError):
 
 
 class ParityError(ProjectError, AssertionError):
-    """Two classifiers that do not answer alike; an AssertionError too, so that a test fails by it, not with an error."""
+    """Two classifiers that do not answer alike; an AssertionError too, so that a test fails and is no error."""
 
 
 class RunnerError(ProjectError):

@@ -27,6 +27,7 @@ from pipeline.cli.status import (
     warn_of_stale_inputs,
 )
 from pipeline.cli.verbs import build_parser
+from pipeline.cli.verify_options import check_verify_options
 from pipeline.recipe.load import dump_yaml, to_dict
 from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
@@ -99,6 +100,12 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         return infer_images(args, context)
     if args.command == "infer":
         refuse_without_images(args)
+    if args.command == "verify":
+        check_verify_options(args)
+        if args.onnx:
+            from pipeline.cli.verify import verify_onnx_files
+
+            return verify_onnx_files(args, context)
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -150,7 +157,12 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
         if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
             log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
     _log_missing_engines(context, outcome)
-    return _result(context, [outcome])
+    result = _result(context, [outcome])
+    if stage.name != "verify":
+        return result
+    from pipeline.cli.verify import finish_verdict
+
+    return finish_verdict(args, context, result)
 
 
 def _log_missing_engines(context: Context, outcome: Outcome) -> None:

@@ -9,6 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
+from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
+from pipeline.cli.verify_options import add_verify_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser
 
 EXAMPLES = """examples:
@@ -52,9 +54,10 @@ def build_parser() -> Parser:
 
     add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c digits")
     for name, text in HELP.items():
-        if name != "infer":
+        if name not in ("verify", "infer"):
             add(name, text, [recipe, stage], "-c digits")
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
+    add_verify_options(add("verify", HELP["verify"], [recipe, stage], VERIFY_EXAMPLES))
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
