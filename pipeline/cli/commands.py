@@ -14,7 +14,7 @@ from export.words import count
 from pipeline.artifacts.files import recipe_lock
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.output import check_output
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, read_parity
 from pipeline.artifacts.paths import CARD, PARITY, REPORT, Artifacts
 from pipeline.artifacts.results import Verified
 from pipeline.cli import options as cli
@@ -31,11 +31,11 @@ from pipeline.cli.verify_options import check_verify_options
 from pipeline.recipe.load import dump_yaml, to_dict
 from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
-from pipeline.stages import BY_NAME, STAGES, build, verify
+from pipeline.stages import BY_NAME, STAGES, build, layers, verify
 from pipeline.terminal.command_line import Invocation
 from pipeline.terminal.processes import raise_interruption, run_child
 from pipeline.workflow.context import Context
-from pipeline.workflow.stage import Outcome, execute, reasons_to_run
+from pipeline.workflow.stage import Outcome, Stage, execute, reasons_to_run
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +143,16 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
     return result
 
 
-def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
+def _named_stages(args: argparse.Namespace) -> tuple[Stage[Any], ...]:
+    """Return the stage of a verb, and that of the layers behind it where they are asked for."""
     stage = BY_NAME[args.command]
+    return (stage, layers.STAGE) if stage is verify.STAGE and args.layers else (stage,)
+
+
+def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    stage, *others = _named_stages(args)
+    # It may be the very file that this verdict replaces.
+    baseline = read_parity(args.baseline) if stage is verify.STAGE and args.baseline is not None else None
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # refuses a recipe that contradicts the model, even where the stage is up to date
     if stage.name == "train":
@@ -157,12 +165,12 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
         if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
             log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
     _log_missing_engines(context, outcome)
-    result = _result(context, [outcome])
+    result = _result(context, [outcome, *(execute(other, context, args.force) for other in others)])
     if stage.name != "verify":
         return result
     from pipeline.cli.verify import finish_verdict
 
-    return finish_verdict(args, context, result)
+    return finish_verdict(args, context, baseline, result)
 
 
 def _log_missing_engines(context: Context, outcome: Outcome) -> None:
@@ -241,7 +249,7 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
-    stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
+    stages = STAGES if args.command == "run" else _named_stages(args)
     if args.command not in ("run", "train") and (context.root / CARD).is_file():
         context.card()
     explained: dict[str, list[str]] = {}

@@ -34,6 +34,7 @@ HELP = {
     "infer": "classify images; with none named, a sample of the test images",
     "report": "one HTML page with everything",
 }
+LAYERS_HELP = "then compare every Keras layer with its tensor in each ONNX file"
 BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines, as `python -m benchmarks`"
 
 
@@ -56,8 +57,10 @@ def build_parser() -> Parser:
     for name, text in HELP.items():
         if name not in ("verify", "infer"):
             add(name, text, [recipe, stage], "-c digits")
+    verify = add("verify", HELP["verify"], [recipe, stage], VERIFY_EXAMPLES)
+    add_verify_options(verify)
+    verify.add_argument("--layers", action="store_true", help=LAYERS_HELP)
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
-    add_verify_options(add("verify", HELP["verify"], [recipe, stage], VERIFY_EXAMPLES))
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,11 @@ import numpy as np
 from export.files import write_atomic
 from export.records import to_json
 from export.words import count
-from pipeline.artifacts.machine import versions_of
-from pipeline.artifacts.manifest import TOOLS, read_manifest
+from pipeline.artifacts.diagnosis import Hint, read_diagnosis
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.manifest import read_manifest, tool_versions
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, ParityReport, read_parity
-from pipeline.artifacts.paths import CALIBRATION_IMAGES, KERAS, PARITY, Artifacts
+from pipeline.artifacts.paths import CALIBRATION_IMAGES, DIAGNOSIS, KERAS, PARITY, Artifacts
 from pipeline.cli import options as cli
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import DataMissingError, Sample
@@ -51,41 +52,49 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
     for hop in report.hops:
         if hop.note:
             log.info("%s: %s", hop.run_name, hop.note)
+    hints = [hint for one in compared for hint in one.hints]
+    for hint in hints:
+        log.error("%s: %s %s %s", hint.run, hint.text, hint.evidence, hint.remedy)
     for warning in report.warnings:
         log.warning("%s", warning)
     if report.verdict == INCONCLUSIVE:
         log.warning("verdict: inconclusive: the images are too few to tell")
     if args.junit is not None:
-        _write_junit(args.junit, context, report, versions_of(TOOLS))
+        _write_junit(args.junit, context, report, tool_versions(), hints)
     return {
         "recipe": context.recipe.name,
         "verdict": report.verdict,
         "images": len(images.names),
         "hops": [to_json(hop) for hop in report.hops],
+        "hints": [to_json(hint) for hint in hints],
         "exit": cli.VERDICT_FAIL if report.verdict == FAIL else cli.DONE,
     }
 
 
-def finish_verdict(args: argparse.Namespace, context: Context, result: dict[str, object]) -> dict[str, object]:
+def finish_verdict(
+    args: argparse.Namespace, context: Context, baseline: ParityReport | None, result: dict[str, object]
+) -> dict[str, object]:
     """Do what the options ask of the recipe's verdict, which may have been up to date.
 
     Args:
         args: parsed options of ``verify``.
         context: of the recipe.
+        baseline: the earlier verdict, read before this one may have replaced it; None without ``--baseline``.
         result: the JSON line so far.
 
     Returns:
         dict[str, object]: the JSON line; the exit status is 1 too where a file got worse than in the baseline.
     """
-    if args.junit is None and args.baseline is None:
+    if args.junit is None and baseline is None:
         return result
     report = read_parity(context.root / PARITY)
     if args.junit is not None:
         manifest = read_manifest(context.folder("verify"))
-        _write_junit(args.junit, context, report, manifest.versions if manifest is not None else {})
-    if args.baseline is None:
+        versions = manifest.versions if manifest is not None else {}
+        _write_junit(args.junit, context, report, versions, _recorded_hints(context))
+    if baseline is None:
         return result
-    changes = changes_since(read_parity(args.baseline), report)
+    changes = changes_since(baseline, report)
     if not changes:
         log.info("nothing changed beyond noise since %s", args.baseline)
     else:
@@ -100,14 +109,25 @@ def finish_verdict(args: argparse.Namespace, context: Context, result: dict[str,
     }
 
 
-def _write_junit(path: Path, context: Context, report: ParityReport, versions: Mapping[str, str]) -> None:
+def _recorded_hints(context: Context) -> Sequence[Hint]:
+    """Return the hints that the verify stage found for the verdict that is there."""
+    path = context.root / DIAGNOSIS
+    if not path.is_file():
+        return ()
+    diagnosis = read_diagnosis(path)
+    return diagnosis.hints if diagnosis.parity_sha256 == sha256_file(context.root / PARITY) else ()
+
+
+def _write_junit(
+    path: Path, context: Context, report: ParityReport, versions: Mapping[str, str], hints: Sequence[Hint]
+) -> None:
     properties = {
         "recipe": context.recipe.name,
         **({"images_sha256": report.images_sha256} if report.images_sha256 else {}),
         **{f"sha256 of {name}": digest for name, digest in report.subjects.items()},
         **{f"version of {name}": version for name, version in versions.items()},
     }
-    write_atomic(path, junit_xml(report, f"verify {context.recipe.name}", properties))
+    write_atomic(path, junit_xml(report, f"verify {context.recipe.name}", properties, hints))
     log.info("wrote %s", path)
 
 

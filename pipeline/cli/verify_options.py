@@ -9,6 +9,7 @@ from pipeline.artifacts.output import check_output
 from pipeline.terminal.command_line import Parser
 
 EXAMPLES = """-c digits
+  python -m pipeline verify -c digits --layers                           every Keras layer too
   python -m pipeline verify -c digits --junit parity.xml                 for a build server
   python -m pipeline verify -c digits --baseline release/parity.json     fails where a file got worse
   python -m pipeline verify -c digits --onnx theirs.onnx                 a file that another tool exported
@@ -67,7 +68,7 @@ def check_verify_options(args: argparse.Namespace) -> None:
                 f"Expected {option} with --onnx FILE; the recipe's own files run on its test images. Received: "
                 f"{option} alone. Name the ONNX file."
             )
-    alone = {"--baseline": args.baseline, "--explain": args.explain, "--force": args.force}
+    alone = {"--layers": args.layers, "--baseline": args.baseline, "--explain": args.explain, "--force": args.force}
     if args.onnx and (given := [option for option, value in alone.items() if value]):
         raise ProjectError(
             f"Expected {given[0]} without --onnx: it concerns the recipe's own files. Received: both. Leave one out."

@@ -2,8 +2,8 @@
 
 Both verdicts are of the same images, so they are paired:
 
-- Agreement: images whose answer was the reference's and no longer is, against those that came back, by the exact McNemar
-  test.
+- Agreement: images whose answer was the reference's and no longer is, against those that came back, by the exact
+  McNemar test.
 - Accuracy: the difference of the correct answers, by the same test. The records do not say which images were correct,
   so all whose answer differs from Keras' in either verdict count as changed. That may hide a small change, and invents
   none.
