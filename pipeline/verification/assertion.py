@@ -16,7 +16,7 @@ from export.metrics.distances import AUTO, IMAGES, FloatNoise, measure_noise
 from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import Precision
 from export.words import count, listed
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, describe_distances
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner, split_batches
 from pipeline.runners.foreign import (
@@ -280,11 +280,6 @@ def _judged(
 
 
 def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarray) -> str:
-    numbers = [
-        *([f"relative error {hop.relative_error:.1e}"] if hop.relative_error is not None else []),
-        *([f"SQNR {hop.sqnr_db:.1f} dB"] if hop.sqnr_db is not None else []),
-        *([f"top-1 agreement {hop.top1_agreement:.2%}"] if hop.top1_agreement is not None else []),
-    ]
     answers = ""
     if before.shape == after.shape:
         rows = zip(names, before.argmax(axis=1), after.argmax(axis=1))
@@ -293,6 +288,6 @@ def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarr
         answers += f": {listed(changed, separator='; ')}." if changed else "."
     return (
         f"Expected {hop.candidate} ({hop.precision}) to answer like {hop.reference}. Received: {hop.why}. Measured: "
-        f"{', '.join(numbers) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the files "
+        f"{describe_distances(hop) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the files "
         "before and after each step of the conversion."
     )

@@ -22,6 +22,7 @@ from pipeline.artifacts.parity_report import (
     TOP_K,
     Hop,
     Parity,
+    describe_distances,
 )
 
 NAMES = {
@@ -90,14 +91,8 @@ def _add(suite: ElementTree.Element, hop: Hop, hints: Sequence[Hint]) -> None:
 
 def _numbers(hop: Hop) -> str:
     """Return the distances of a hop in a line; "" where nothing was compared."""
-    values = {
-        "relative error": hop.relative_error and f"{hop.relative_error:.2e}",
-        "SQNR": hop.sqnr_db and f"{hop.sqnr_db:.2f} dB",
-        "top-1 agreement": hop.top1_agreement is not None and f"{hop.top1_agreement:.4f}",
-        "accuracy": hop.accuracy_candidate is not None and f"{hop.accuracy_candidate:.4f}",
-    }
-    measured = ", ".join(f"{name} {value}" for name, value in values.items() if value)
-    return f"{count(hop.images, 'image')}: {measured}" if measured else ""
+    distances = describe_distances(hop)
+    return f"{count(hop.images, 'image')}: {distances}" if distances else ""
 
 
 def _text(value: str) -> str:
