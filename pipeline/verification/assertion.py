@@ -288,6 +288,6 @@ def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarr
         answers += f": {listed(changed, separator='; ')}." if changed else "."
     return (
         f"Expected {hop.candidate} ({hop.precision}) to answer like {hop.reference}. Received: {hop.why}. Measured: "
-        f"{describe_distances(hop) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the files "
-        "before and after each step of the conversion."
+        f"{describe_distances(hop) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the "
+        "files before and after each step of the conversion."
     )
