@@ -12,14 +12,17 @@ from pipeline.artifacts.paths import BENCHMARK, CARD, PARITY, REPORT, Artifacts
 from pipeline.models.model_card import ModelCard, read_card
 from pipeline.recipe.schema import Recipe
 from pipeline.reporting import charts
+from pipeline.reporting.cards import cards
 from pipeline.reporting.charts import data_uri, read_labelled
 from pipeline.reporting.evidence import evidence_sections
 from pipeline.reporting.failures import Situation
-from pipeline.reporting.headline import cards, headline
+from pipeline.reporting.glossary import glossary_section
+from pipeline.reporting.headline import headline
 from pipeline.reporting.html import Cell, Section, Table, badge, render, section, size
 from pipeline.reporting.next_step import next_step
+from pipeline.reporting.parity import parity_section
 from pipeline.reporting.quantization import quantization_sections
-from pipeline.reporting.sections import engines_section, parity_section, predictions_section, recipe_section, when
+from pipeline.reporting.sections import engines_section, predictions_section, recipe_section, when
 from pipeline.reporting.speed import speed_section
 from pipeline.reporting.validity import SHOWN_STAGES, check_validity, digest_now, engine_verdicts
 from pipeline.terminal.command_line import Invocation
@@ -70,6 +73,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
             section("Stages", "stages.html.j2", stages={stage: _ran(artifacts, stage) for stage in SHOWN_STAGES}),
             recipe_section(recipe, invocation, verify),
             _judged(artifacts, parity),
+            glossary_section(),
         ],
     )
     (out / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -25,7 +25,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     engine = row("tensorrt", "int8", 4, 3.0, variant="latency", caveat="no copies", compute=compute(1.75))
     artifacts.rows = [*(artifacts.rows or []), row("onnxruntime", "int8", 4, None), engine]
     page = artifacts.write().page()
-    words = "pass: 3 ONNX files on 200 images; engines not run here"
+    words = "ONNX files pass on 200 images; engines not run"
     assert (page.badge.text, page.badge.kinds) == (words, {"badge", "pass"})
     assert page.alerts == []
     assert page.card("Keras accuracy") == ("92.50%", "Keras accuracy on 200 test images", set())
@@ -236,7 +236,12 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
     page = artifacts.write().page()
     why = "" if verdict == "pass" else ": SQNR 42.5 dB, at least 60.0 dB needed"
     assert page.card("INT8") == ("61.20%", f"INT8 agrees with Keras - {verdict}{why}", {verdict})
-    assert (page.badge.text.partition(":")[0], verdict in page.badge.kinds) == (verdict, True)
+    words = {
+        "pass": "ONNX files pass",
+        "fail": "model.int8.onnx fails",
+        "inconclusive": "model.int8.onnx is inconclusive",
+    }
+    assert (page.badge.text.partition(" on 200 ")[0], verdict in page.badge.kinds) == (words[verdict], True)
     assert page.rows("Parity")[2]["verdict"] == verdict
     assert page.section("Parity").all("td")[16].all("span", "badge")[0].kinds == {"badge", verdict}
     css = page.root.all("style")[0].children[0]
@@ -335,7 +340,7 @@ def test_one_engine_that_passed(artifacts: Artifacts) -> None:
 
 def speed(artifacts: Artifacts, *rows, **more: object) -> tuple[str, str, set[str]] | None:
     from pipeline.artifacts.parity_report import ParityReport, overall_verdict
-    from pipeline.reporting.headline import speed_card
+    from pipeline.reporting.cards import speed_card
 
     hops = (*artifacts.hops, hop(PLAN, "int8", str(more.get("verdict", "pass"))))
     card = speed_card(rows, ParityReport(overall_verdict(hops), {}, hops, {}))
