@@ -29,8 +29,8 @@ TERMS: Final = {
     TOP_5: "Share of the images whose class by Keras is among the five best. Good: 99.9 % and more.",
     STEP: "A step compares a file with the file that it was made from, end to end compares it with Keras. Good: no "
     "step that takes most of the error.",
-    NEAR_TIE: "An image whose two best classes Keras itself holds for almost equally likely (less than 10 points apart): the "
-    "least rounding turns it. Good: no changed answers but these.",
+    NEAR_TIE: "An image whose two best classes are about equally likely to Keras itself (less than 10 points apart): "
+    "the least rounding turns it. Good: no changed answers but these.",
     OWN_ERROR: "The error that a layer makes where it is given Keras' own numbers; the total error has in it what the "
     "layers before it made. Good: an SQNR above the threshold of the run.",
     SATURATED: "Share of the values that were cut off at the largest number that the INT8 scale, or FP16, can hold. "
