@@ -20,6 +20,7 @@ from pipeline.artifacts.parity_report import (
     ParityReport,
     run_name,
 )
+from pipeline.artifacts.paths import KERAS
 from pipeline.recipe.schema import Thresholds
 from pipeline.reporting.html import share
 from pipeline.reporting.validity import Validity
@@ -134,6 +135,11 @@ def short_name(name: str) -> str:
     """Return a file's or run's name without the stage's folder: ``rtx/int8.plan``, ``model.int8.onnx``."""
     path = PurePosixPath(name)
     return path.relative_to("build").as_posix() if path.is_relative_to("build") else path.name
+
+
+def step_words(reference: str, run: str) -> str:
+    """Return a comparison as the step that it is: "Keras → model.onnx"."""
+    return f"{'Keras' if reference == KERAS else short_name(reference)} → {short_name(run)}"
 
 
 def by_run(hops: Sequence[Hop]) -> dict[Run, str]:

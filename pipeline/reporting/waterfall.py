@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from export.words import count
 from pipeline.artifacts.parity_report import FROM_KERAS, STEP, Hop
-from pipeline.reporting.headline import short_name
+from pipeline.reporting.headline import short_name, step_words
 from pipeline.reporting.html import Bar, Chart
 
 MOST_DB = 300.0  # distances beyond count as this, so that a power of them is a number
@@ -73,9 +73,16 @@ def step_costs(chain: Chain) -> StepCosts | None:
     for step, energy in zip(chain.steps, energies):
         alone = "equal" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
         changed = count(changed_answers(step), "answer")
-        label = f"{short_name(step.reference)} → {short_name(step.run_name)}"
         percent = 100 * energy / total
-        bars.append(Bar(label, percent, f"{percent:.1f} %", step.precision, more=f"{alone} alone, {changed} changed"))
+        bars.append(
+            Bar(
+                step_words(step.reference, step.run_name),
+                percent,
+                f"{percent:.1f} %",
+                step.precision,
+                more=f"{alone} alone, {changed} changed",
+            )
+        )
     chart = Chart(f"From Keras to {short_name(chain.whole.run_name)}: share of the error", bars)
     changed = count(changed_answers(chain.whole), "answer")
     return StepCosts(chart, f"{_sum(total, chain.whole)}, {changed} changed.")
