@@ -57,6 +57,7 @@ def classes_sections(artifacts: Artifacts, card: ModelCard, explanations: Explan
             (TOP_1,),
             lost=[f"{short_name(run)}: {words}." for run in runs if (words := _most_lost(results, card, run))],
             matrices=[_matrix(results, card, run) for run in shown] if few else [],
+            unanswered=_unanswered(results, shown),
             confusions=Table(("true class", "answer", *columns), [] if few else _confusions(results, card, shown)),
             by_class=Table(("class", "*images", *columns), rows[:ROWS_BY_CLASS], titled=False),
             left_out=max(0, len(rows) - ROWS_BY_CLASS),
@@ -84,6 +85,12 @@ def _matrix(results: ImageResults, card: ModelCard, run: str) -> Matrix:
     depths = np.ceil(shares * 4).astype(int)
     rows = [[(int(number), int(depth)) for number, depth in zip(*row)] for row in zip(counts, depths)]
     return Matrix(_name(results, run), card.classes, rows)
+
+
+def _unanswered(results: ImageResults, runs: Sequence[str]) -> list[str]:
+    """How many images got no finite logits, by run."""
+    numbers = {run: int((results.classes[results.runs.index(run)] < 0).sum()) for run in runs}
+    return [f"{number:,} of {_name(results, run)}" for run, number in numbers.items() if number]
 
 
 def _padded(counts: np.ndarray, size: int) -> np.ndarray:

@@ -26,7 +26,6 @@ from pipeline.artifacts.gpu_evidence import (
 )
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, NOT_VERIFIED, PASS
 from pipeline.artifacts.paths import KERAS, ONNX, TENSORRT8, Artifacts
-from pipeline.reporting.glossary import SQNR, TOP_1
 from pipeline.reporting.html import Cell, Section, Table, badge, cut, number, section, share
 from pipeline.reporting.speed import REFERENCE
 from pipeline.reporting.validity import digest_now
@@ -67,7 +66,7 @@ def evidence_sections(artifacts: Artifacts) -> list[Section]:
     digests = {name: digest for name in sources if (digest := digest_now(artifacts, name))}
     visits = [_visit(name, evidence, digests, f"evidence-{at}") for at, (name, evidence) in enumerate(latest, 1)]
     values = {"number": len(records), "names": NAMES, "folder": FOLDER, "damaged": damaged, "visits": visits}
-    return [section(TITLE, "evidence.html.j2", (SQNR, TOP_1), **values)]
+    return [section(TITLE, "evidence.html.j2", (), **values)]
 
 
 def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: str) -> dict[str, object]:

@@ -16,7 +16,18 @@ from export.tensorrt.sidecar import read_sidecar
 from export.words import count, listed, sentence
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.manifest import Manifest, matches_manifest
-from pipeline.artifacts.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
+from pipeline.artifacts.parity_report import (
+    CONSISTENCY,
+    FAIL,
+    NO_LOGITS,
+    NOT_RUN,
+    PASS,
+    STEP,
+    TOP_K,
+    Hop,
+    ParityReport,
+    run_name,
+)
 from pipeline.artifacts.paths import KERAS, Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_rows
 from pipeline.models.model_card import ModelCard
@@ -116,6 +127,9 @@ def _after(situation: Situation, hop: Hop) -> Step | None:
         return Step("Let the host pick the best classes", situation.changed("export.top_k=0"), why)
     if hop.backend == "tensorrt":
         return _engine(situation, hop, why)
+    if hop.kind == CONSISTENCY:
+        more = f"{why} An answer must not depend on the other images of its batch."
+        return Step(f"Do not serve {short_name(hop.run_name)} in batches", more=more, may_fix=False)
     if not hop.compared:
         return _not_compared(situation, hop, why)
     if hop.precision != "fp32":

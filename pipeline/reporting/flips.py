@@ -24,21 +24,37 @@ NO_ANSWER = "NaN or infinite"
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answer:
+    """A class with its probability; as text such as "cat 52 %".
+
+    Attributes:
+        name: of the class, or that the logits are not finite.
+        share: the probability in percent; "" where there is none.
+    """
+
+    name: str
+    share: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.share}".rstrip()
+
+
+@dataclass(frozen=True)
+class Changed:
     """A changed answer as the page shows it.
 
     Attributes:
         name: of the image's file, or its number.
         picture: data URI; "": it has none.
-        before: Keras' answer with its probability.
-        after: the run's answer with its probability.
+        before: Keras' answer.
+        after: the run's answer.
         truth: true class; "" where unknown.
     """
 
     name: str
     picture: str
-    before: str
-    after: str
+    before: Answer
+    after: Answer
     truth: str
 
 
@@ -59,8 +75,8 @@ class Changes:
     run: str
     serves: bool
     words: str
-    real: Sequence[Answers]
-    near: Sequence[Answers]
+    real: Sequence[Changed]
+    near: Sequence[Changed]
     rest: Table
     left_out: int
 
@@ -113,27 +129,27 @@ def _without(title: str, explanations: Explanations) -> Section:
 def _changes(run: str, serves: bool, flips: Sequence[Flip], card: ModelCard, pictures: dict[int, str]) -> Changes:
     near = sum(flip.near_tie for flip in flips)
     words = f"{count(len(flips), 'changed answer')}: {len(flips) - near:,} real, {count(near, 'near tie')}"
-    shown = [(flip, _answers(flip, card, pictures[flip.image])) for flip in flips if flip.image in pictures]
+    shown = [(flip, _changed(flip, card, pictures[flip.image])) for flip in flips if flip.image in pictures]
     others = [flip for flip in flips if flip.image not in pictures]
     head = ("kind", "image", "Keras", "this file", "true class", "*margin")
     rows = []
     for flip in others[:MOST_ROWS]:
-        answer = _answers(flip, card, "")
+        changed = _changed(flip, card, "")
         kind = "near tie" if flip.near_tie else "real"
-        rows.append((kind, answer.name, answer.before, answer.after, answer.truth, share(flip.margin)))
+        rows.append((kind, changed.name, str(changed.before), str(changed.after), changed.truth, share(flip.margin)))
     return Changes(
         run,
         serves,
         words,
-        real=[answer for flip, answer in shown if not flip.near_tie],
-        near=[answer for flip, answer in shown if flip.near_tie],
+        real=[changed for flip, changed in shown if not flip.near_tie],
+        near=[changed for flip, changed in shown if flip.near_tie],
         rest=Table(head, rows),
         left_out=max(0, len(others) - MOST_ROWS),
     )
 
 
-def _answers(flip: Flip, card: ModelCard, picture: str) -> Answers:
-    return Answers(
+def _changed(flip: Flip, card: ModelCard, picture: str) -> Changed:
+    return Changed(
         flip.name or f"image {flip.image}",
         picture,
         answer(card, flip.reference_class, flip.reference_score),
@@ -142,6 +158,12 @@ def _answers(flip: Flip, card: ModelCard, picture: str) -> Answers:
     )
 
 
-def answer(card: ModelCard, number: int, score: float) -> str:
-    """Return a class with its probability, such as "cat 52 %"; a class below 0: the logits are not finite."""
-    return f"{card.classes[number]} {100 * score:.0f} %" if number >= 0 else NO_ANSWER
+def answer(card: ModelCard, number: int, score: float) -> Answer:
+    """Return an answer with its probability.
+
+    Args:
+        card: of the model.
+        number: of the class; below 0: the logits are not finite.
+        score: its probability.
+    """
+    return Answer(card.classes[number], f"{100 * score:.0f} %") if number >= 0 else Answer(NO_ANSWER, "")

@@ -8,7 +8,7 @@ from pipeline.artifacts.layer_report import LayerReport
 from pipeline.artifacts.parity_report import FROM_KERAS, Hop, ImageNoise, ParityReport
 from pipeline.artifacts.paths import Artifacts
 from pipeline.models.model_card import ModelCard
-from pipeline.reporting.flips import answer, serving_run
+from pipeline.reporting.flips import Answer, answer, serving_run
 from pipeline.reporting.glossary import SATURATED, SQNR
 from pipeline.reporting.html import Section, Table, section, share
 from pipeline.reporting.pictures import small_pictures
@@ -27,15 +27,15 @@ class Worst:
         name: of the image's file, or its number.
         picture: data URI; "": it has none.
         noise: SQNR in words.
-        before: Keras' answer with its probability.
-        after: the run's answer with its probability.
+        before: Keras' answer.
+        after: the run's answer.
     """
 
     name: str
     picture: str
     noise: str
-    before: str
-    after: str
+    before: Answer
+    after: Answer
 
 
 def image_noise_sections(

@@ -80,10 +80,10 @@ def step_costs(chain: Chain) -> StepCosts | None:
                 percent,
                 f"{percent:.1f} %",
                 step.precision,
-                more=f"{alone} alone, {changed} changed",
+                more=f"{alone}, {changed} changed",
             )
         )
-    chart = Chart(f"From Keras to {short_name(chain.whole.run_name)}: share of the error", bars)
+    chart = Chart(f"From Keras to {short_name(chain.whole.run_name)}: share of the error", bars, kind="plot steps")
     changed = count(changed_answers(chain.whole), "answer")
     return StepCosts(chart, f"{_sum(total, chain.whole)}, {changed} changed.")
 

@@ -94,7 +94,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     assert "from 54 calibration images" in words
     assert "made on 18 others" in words
     assert "19 of 21 convolutions compute in INT8; 7 activations were equalized" in words
-    assert page.rows("Layers")[0] == {
+    assert page.rows("Sensitivity to INT8")[0] == {
         "stays": "FP16",
         "layer": "conv_2",
         "operator": "Conv",
@@ -138,7 +138,7 @@ def test_a_model_that_was_taken_over(artifacts: Artifacts) -> None:
     assert words in page.section("Model").text
     assert "Not measured. python -m pipeline benchmark -c " in page.section("Speed").text
     assert "hand.yaml" in page.section("Speed").text, "without its recipe the command measures another"
-    assert "hand.yaml --set quantize.sensitivity=always" in page.section("Layers").text
+    assert "hand.yaml --set quantize.sensitivity=always" in page.section("Sensitivity to INT8").text
     assert "None was built on this machine. rtx: no wheel" in page.section("Engines").text
     assert "benchmark not run" in page.section("Stages").text
 
@@ -150,7 +150,7 @@ def test_no_epoch_and_no_budget(artifacts: Artifacts) -> None:
     page = artifacts.page()
     assert "no epoch was trained" in page.section("Training").text
     assert "The INT8 graph missed it on these images." in page.section("Quantization").text
-    assert "meets the budget" not in page.section("Layers").text
+    assert "meets the budget" not in page.section("Sensitivity to INT8").text
 
 
 @pytest.mark.parametrize("missed", ["INT8", "FP16"])
