@@ -14,10 +14,10 @@ import numpy as np
 from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
 from export.records import parse_json
-from export.tensorrt.sidecar import read_sidecar, sidecar_path
+from export.tensorrt.sidecar import sidecar_path
 from export.words import aligned, count
 from pipeline.artifacts.archives import read_arrays
-from pipeline.artifacts.engines import engine_sources, engines, plan_precision
+from pipeline.artifacts.engines import engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import matches_manifest
@@ -41,6 +41,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.terminal.console import progress_bar
+from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.parity import Answer, Candidate, Reference
 
@@ -78,7 +79,8 @@ def run_all(
     answers = {}
     for candidate in candidates:
         with progress_bar(total=len(reference.pixels), desc=f"  {candidate.run_name}", unit="img") as bar:
-            answers[candidate.run_name] = evaluate(candidate, reference.pixels, batch_size, bar.update, check)
+            pixels, noise = reference.pixels, reference.noise
+            answers[candidate.run_name] = evaluate(candidate, pixels, batch_size, bar.update, check, noise)
     return answers
 
 
@@ -93,7 +95,7 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
     for name, precision, source in files:
         path = artifacts.path(name)
         digest = sha256_file(path)
-        runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
+        runner = partial(open_runner, path, "onnxruntime", precision)
         cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision])
         candidates.append(cpu)
         if cuda_is_active:
@@ -103,29 +105,21 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
     for name in engines(artifacts):
         plan, precision = artifacts.path(name), plan_precision(name)
         sidecar = sidecar_path(Path(name)).as_posix()
+        file = check_engine_file(artifacts, name, digest := sha256_file(plan))
         candidates.append(
             Candidate(
                 name,
                 "tensorrt",
                 precision,
-                sha256_file(plan),
-                _source(artifacts, name),
+                digest,
+                file.source,
                 partial(open_runner, plan, "tensorrt", precision, runtime),
                 with_it={sidecar: sha256_file(artifacts.path(sidecar))} if artifacts.has(sidecar) else {},
+                batch_sizes=file.batch_sizes,
+                why_not=file.why_not,
             )
         )
     return candidates
-
-
-def _source(artifacts: Artifacts, plan: str) -> str:
-    """Return the ONNX file an engine was built from; the default one if the sidecar is damaged, an error when run."""
-    precision = plan_precision(plan)
-    try:
-        digest = read_sidecar(artifacts.path(plan)).onnx_sha256
-    except ProjectError:
-        return ONNX[precision]
-    sources = engine_sources(artifacts, precision)
-    return next((name for name in sources if sha256_file(artifacts.path(name)) == digest), ONNX[precision])
 
 
 def list_samples(inputs: Inputs, most: int) -> Sequence[Sample]:

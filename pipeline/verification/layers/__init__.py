@@ -1,0 +1,1 @@
+"""Every Keras layer's output against its tensor in an exported file."""
