@@ -35,8 +35,8 @@ TERMS: Final = {
     "layers before it made. Good: an SQNR above the threshold of the run.",
     SATURATED: "Share of the values that were cut off at the largest number that the INT8 scale, or FP16, can hold. "
     "Good: below 1 % in INT8, 0 in FP16.",
-    RANGE_USED: "The largest value of a layer over the largest that its INT8 scale can hold. Good: 50 % to 100 %; more "
-    "is cut off, and with much less most of the 255 steps lie idle.",
+    RANGE_USED: "The largest value of a layer over the largest that its INT8 scale, or FP16, can hold. Good: 50 % to "
+    "100 % of an INT8 scale, since with less most of its 255 steps lie idle; any share of FP16 below 100 %.",
 }
 
 

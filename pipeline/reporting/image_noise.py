@@ -16,6 +16,7 @@ from pipeline.reporting.records import Explanations
 
 TITLE = "Noise of each image"
 HEAD = ("run", "*median, dB", "*5th percentile, dB", "*mean, dB", "*deviation, dB", "*worst, dB")
+LEAST_CLIPPED = 0.00005  # a smaller share reads as 0.00 %
 DRAWN = 6  # runs of which the worst images are shown
 
 
@@ -96,7 +97,13 @@ def _worst(
 
 def clipping(layers: LayerReport | None, run: str) -> str:
     """Return which layer clips most in a run, as a sentence; "" where none does, or the layers were not compared."""
-    rows = [row for each in (layers.runs if layers else ()) if each.run == run for row in each.rows if row.saturated]
+    rows = [
+        row
+        for each in (layers.runs if layers else ())
+        if each.run == run
+        for row in each.rows
+        if (row.saturated or 0.0) >= LEAST_CLIPPED
+    ]
     if not rows or layers is None:
         return ""
     most = max(rows, key=lambda row: row.saturated or 0.0)

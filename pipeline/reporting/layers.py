@@ -85,7 +85,7 @@ def layers_section(explanations: Explanations, invocation: Invocation) -> Sectio
 
 
 def _shown(run: LayerRun, report: LayerReport) -> ShownRun:
-    worst = sorted(run.rows, key=lambda row: _value(row, row.own_sqnr_db))[:WORST]
+    worst = sorted(run.rows, key=lambda row: _own(row))[:WORST]
     head = HEAD[:-1]
     return ShownRun(
         run,
@@ -102,35 +102,41 @@ def _first(run: LayerRun) -> str:
     if not run.first_below:
         return f"No layer's own error is too large: each has {run.threshold_db:g} dB or more."
     row = next((row for row in run.rows if row.layer == run.first_below), None)
-    reached = f" ({_decibels(row, row.own_sqnr_db)}{' dB' if row.own_sqnr_db is not None else ''})" if row else ""
-    below = sum(_value(row, row.own_sqnr_db) < run.threshold_db for row in run.rows)
+    reached = (
+        f" ({_decibels(row.own_sqnr_db, row.own_finite)}{' dB' if row.own_sqnr_db is not None else ''})" if row else ""
+    )
+    below = sum(_own(row) < run.threshold_db for row in run.rows)
     number = f"; {count(below, 'layer is', 'layers are')} below" if below > 1 else ""
     return (
         f"First layer whose own error is too large: {run.first_below}{reached}, {run.threshold_db:g} dB asked{number}."
     )
 
 
-def _value(row: LayerRow, decibels: float | None) -> float:
+def _value(decibels: float | None, finite: bool) -> float:
     """An SQNR as a number: infinite where both are equal, minus infinity where not all is finite."""
     if decibels is not None:
         return decibels
-    return math.inf if row.finite else -math.inf
+    return math.inf if finite else -math.inf
 
 
-def _decibels(row: LayerRow, decibels: float | None) -> str:
+def _decibels(decibels: float | None, finite: bool) -> str:
     if decibels is not None:
         return f"{decibels:.1f}"
-    return "equal" if row.finite else "NaN or infinite"
+    return "equal" if finite else "NaN or infinite"
+
+
+def _own(row: LayerRow) -> float:
+    return _value(row.own_sqnr_db, row.own_finite)
 
 
 def _strip(run: LayerRun, own: bool) -> Strip:
     cells, below = [], 0
     for row in run.rows:
-        decibels = row.own_sqnr_db if own else row.sqnr_db
-        above = _value(row, decibels) - run.threshold_db
+        pair = (row.own_sqnr_db, row.own_finite) if own else (row.sqnr_db, row.finite)
+        above = _value(*pair) - run.threshold_db
         depth = sum(above >= limit for limit in DEPTHS) - 1
         below += depth < 0
-        cells.append((f"d{depth}" if depth >= 0 else "below", f"{row.layer}: {_decibels(row, decibels)}"))
+        cells.append((f"d{depth}" if depth >= 0 else "below", f"{row.layer}: {_decibels(*pair)}"))
     title = "Own error of each layer" if own else "Total error up to each layer"
     return Strip(title, cells, f"{title}: {below:,} of {count(len(cells), 'layer')} below {run.threshold_db:g} dB")
 
@@ -141,23 +147,22 @@ def _growth(run: LayerRun) -> Chart:
     chosen = sorted({round(at * last / (DRAWN - 1)) for at in range(DRAWN)}) if last >= 0 else []
     bars = []
     for row in (run.rows[at] for at in chosen):
-        total = _value(row, row.sqnr_db)
-        own = None if row.own_sqnr_db is None else row.own_sqnr_db
+        total = _value(row.sqnr_db, row.finite)
         length = math.nan if total == -math.inf else total
-        more = f"own {_decibels(row, row.own_sqnr_db)}"
-        bars.append(Bar(row.layer, length, _decibels(row, row.sqnr_db), run.precision, own, more))
+        more = f"own {_decibels(row.own_sqnr_db, row.own_finite)}"
+        bars.append(Bar(row.layer, length, _decibels(row.sqnr_db, row.finite), run.precision, row.own_sqnr_db, more))
     title = f"{short_name(run.run)}: total SQNR along the depth, dB (more is closer)"
     return Chart(title, bars, "the layer's own error alone", kind="plot growth")
 
 
 def _row(row: LayerRow, run: LayerRun, report: LayerReport) -> tuple[str | Cell, ...]:
-    missed = _value(row, row.own_sqnr_db) < run.threshold_db
+    missed = _own(row) < run.threshold_db
     return (
         badge(FAIL, "too large") if missed else badge(PASS, "fine"),
         row.layer,
         report.kinds.get(row.layer, ""),
-        _decibels(row, row.own_sqnr_db),
-        _decibels(row, row.sqnr_db),
+        _decibels(row.own_sqnr_db, row.own_finite),
+        _decibels(row.sqnr_db, row.finite),
         number(row.cosine, ".5f"),
         share(row.saturated),
         share(row.range_used),
