@@ -97,14 +97,9 @@ def _worst(
 
 def clipping(layers: LayerReport | None, run: str) -> str:
     """Return which layer clips most in a run, as a sentence; "" where none does, or the layers were not compared."""
-    rows = [
-        row
-        for each in (layers.runs if layers else ())
-        if each.run == run
-        for row in each.rows
-        if (row.saturated or 0.0) >= LEAST_CLIPPED
-    ]
-    if not rows or layers is None:
+    runs = [each for each in (layers.runs if layers else ()) if each.run == run]
+    rows = [row for each in runs for row in each.rows if (row.saturated or 0.0) >= LEAST_CLIPPED]
+    if not rows:
         return ""
     most = max(rows, key=lambda row: row.saturated or 0.0)
     ends = f"{share(most.saturated)} of its values are at the end of the range"

@@ -85,7 +85,7 @@ def layers_section(explanations: Explanations, invocation: Invocation) -> Sectio
 
 
 def _shown(run: LayerRun, report: LayerReport) -> ShownRun:
-    worst = sorted(run.rows, key=lambda row: _own(row))[:WORST]
+    worst = sorted(run.rows, key=_own)[:WORST]
     head = HEAD[:-1]
     return ShownRun(
         run,
@@ -102,9 +102,8 @@ def _first(run: LayerRun) -> str:
     if not run.first_below:
         return f"No layer's own error is too large: each has {run.threshold_db:g} dB or more."
     row = next((row for row in run.rows if row.layer == run.first_below), None)
-    reached = (
-        f" ({_decibels(row.own_sqnr_db, row.own_finite)}{' dB' if row.own_sqnr_db is not None else ''})" if row else ""
-    )
+    unit = " dB" if row and row.own_sqnr_db is not None else ""
+    reached = f" ({_decibels(row.own_sqnr_db, row.own_finite)}{unit})" if row else ""
     below = sum(_own(row) < run.threshold_db for row in run.rows)
     number = f"; {count(below, 'layer is', 'layers are')} below" if below > 1 else ""
     return (
