@@ -166,14 +166,21 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
     return pixels, labels
 
 
-def data_uri(pixels: np.ndarray) -> str:
-    """Return an image as a PNG of at most 160 by 160 pixels, for the ``src`` of an element.
+def data_uri(pixels: np.ndarray, most: int = 160) -> str:
+    """Return a small image for the ``src`` of an element: as a PNG, or as a JPEG where that is much shorter.
 
     Args:
         pixels: uint8 (height, width, 3).
+        most: pixels of the longer side. Defaults to 160.
     """
-    buffer = io.BytesIO()
     image = Image.fromarray(pixels)
-    image.thumbnail((160, 160))
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.thumbnail((most, most))
+    png, jpeg = _encoded(image, "PNG"), _encoded(image, "JPEG")
+    kind, data = ("jpeg", jpeg) if 2 * len(jpeg) < len(png) else ("png", png)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, quality=85)
+    return buffer.getvalue()

@@ -66,7 +66,7 @@ def evidence_sections(artifacts: Artifacts) -> list[Section]:
     digests = {name: digest for name in sources if (digest := digest_now(artifacts, name))}
     visits = [_visit(name, evidence, digests, f"evidence-{at}") for at, (name, evidence) in enumerate(latest, 1)]
     values = {"number": len(records), "names": NAMES, "folder": FOLDER, "damaged": damaged, "visits": visits}
-    return [section(TITLE, "evidence.html.j2", **values)]
+    return [section(TITLE, "evidence.html.j2", (), **values)]
 
 
 def _visit(name: str, evidence: GpuEvidence, digests: Mapping[str, str], table: str) -> dict[str, object]:

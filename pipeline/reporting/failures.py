@@ -14,8 +14,20 @@ from export.errors import ProjectError
 from export.int8.report import CalibrationReport
 from export.tensorrt.sidecar import read_sidecar
 from export.words import count, listed, sentence
+from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.manifest import Manifest, matches_manifest
-from pipeline.artifacts.parity_report import FAIL, NO_LOGITS, NOT_RUN, PASS, STEP, TOP_K, Hop, ParityReport, run_name
+from pipeline.artifacts.parity_report import (
+    CONSISTENCY,
+    FAIL,
+    NO_LOGITS,
+    NOT_RUN,
+    PASS,
+    STEP,
+    TOP_K,
+    Hop,
+    ParityReport,
+    run_name,
+)
 from pipeline.artifacts.paths import KERAS, Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_rows
 from pipeline.models.model_card import ModelCard
@@ -62,6 +74,7 @@ class Situation:
         card: of the model.
         parity: the verdict.
         verify: the record of the verify stage; None: it is missing or damaged.
+        hints: what explains the verdict. Defaults to none.
     """
 
     artifacts: Artifacts
@@ -70,6 +83,7 @@ class Situation:
     card: ModelCard
     parity: ParityReport
     verify: Manifest | None
+    hints: tuple[Hint, ...] = ()
 
     @property
     def calibration(self) -> CalibrationReport:
@@ -113,6 +127,9 @@ def _after(situation: Situation, hop: Hop) -> Step | None:
         return Step("Let the host pick the best classes", situation.changed("export.top_k=0"), why)
     if hop.backend == "tensorrt":
         return _engine(situation, hop, why)
+    if hop.kind == CONSISTENCY:
+        more = f"{why} An answer must not depend on the other images of its batch."
+        return Step(f"Do not serve {short_name(hop.run_name)} in batches", more=more, may_fix=False)
     if not hop.compared:
         return _not_compared(situation, hop, why)
     if hop.precision != "fp32":
@@ -178,7 +195,7 @@ def _more_layers(situation: Situation, hop: Hop, why: str) -> Step | None:
     if not may_help:
         return None
     limit = f"now {int(allowed * convolutions)} of {convolutions} convolutions may"
-    more = f"{why} The fewest that meet it stay in {higher}; {limit}. Section Layers shows the sensitivity of each."
+    more = f"{why} The fewest that meet it stay in {higher}; {limit}. Section Sensitivity to INT8 has each."
     return Step(f"Keep more layers in {higher}", situation.changed(f"{key}=1"), more)
 
 
@@ -276,7 +293,9 @@ def _why_no_more(situation: Situation, hop: Hop) -> str:
     words += ", so little of INT8's speed is left." if 2 * report.int8_convolutions < report.convolutions else "."
     best = _best_sqnr(situation, report)
     if best is not None and math.isfinite(best) and situation.recipe.quantize.max_kept < 1:
-        words += f" With all sensitive layers in FP16 about {best:.0f} dB would be reached (section Layers)."
+        words += (
+            f" With all sensitive layers in FP16 about {best:.0f} dB would be reached (section Sensitivity to INT8)."
+        )
     return words
 
 

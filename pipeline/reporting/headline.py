@@ -1,4 +1,4 @@
-"""The top of the report: the verdict with its scope and certainty, missed thresholds, and cards with key numbers."""
+"""The top of the report: the verdict with its scope and certainty, and the thresholds that were missed."""
 
 import math
 from collections import Counter
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from export.words import count
-from pipeline.artifacts.benchmark_report import PEER, BenchmarkReport, BenchmarkRow
 from pipeline.artifacts.parity_report import (
     CUDA,
     FAIL,
@@ -21,7 +20,7 @@ from pipeline.artifacts.parity_report import (
     ParityReport,
     run_name,
 )
-from pipeline.artifacts.paths import ONNX
+from pipeline.artifacts.paths import KERAS
 from pipeline.recipe.schema import Thresholds
 from pipeline.reporting.html import share
 from pipeline.reporting.validity import Validity
@@ -29,7 +28,13 @@ from pipeline.reporting.validity import Validity
 Run = tuple[str, str]  # a file, and the backend that ran it
 
 NAMED = 2  # files that a sentence names; if there are more, they are counted
-VERBS = {INCONCLUSIVE: "inconclusive", PASS: "passed"}
+VERBS = {FAIL: ("fails", "fail"), INCONCLUSIVE: ("is inconclusive", "are inconclusive"), PASS: ("passes", "pass")}
+# Kinds of runs by whether they are engines and whether they are on CUDA: singular and plural.
+KINDS = {
+    (False, False): ("ONNX file", "ONNX files"),
+    (False, True): ("ONNX file on CUDA", "ONNX files on CUDA"),
+    (True, False): ("engine", "engines"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Headline:
 
 
 def headline(stands: Validity, parity: ParityReport, engines: Mapping[str, str]) -> Headline:
-    """Describe a verdict.
+    """Describe a verdict: what passed, on how many images and how surely, and what was not run.
 
     Args:
         stands: whether the verdict still holds.
@@ -59,17 +64,59 @@ def headline(stands: Validity, parity: ParityReport, engines: Mapping[str, str])
         words = f"not verified as it is now (verdict {stands.verdict}, but files were altered since)"
         return Headline(stands.shown, words, "")
     verdicts = by_run(parity.hops)
-    by_verdict = {key: [run for run, worst in verdicts.items() if worst == key] for key in (FAIL, INCONCLUSIVE, PASS)}
-    worst_first = [(verdict, runs) for verdict, runs in by_verdict.items() if runs]
-    if not worst_first:
-        return Headline(FAIL, f"{FAIL}: no file could be run here, so nothing is verified", "")
-    (verdict, runs), *others = worst_first
-    clauses = [
-        f"{verdict}: {_files_in_words(runs, verdict)} on {count(max(hop.images for hop in parity.hops), 'image')}",
-        *(f"{_files_in_words(runs, PASS)} {VERBS[verdict]}" for verdict, runs in others),
-        *_unverified_engines(engines),
-    ]
-    return Headline(stands.shown, "; ".join(clauses), certainty(parity))
+    by_verdict = {key: [run for run, worst in verdicts.items() if worst == key] for key in (*VERBS, NOT_RUN)}
+    if len(by_verdict[NOT_RUN]) == len(verdicts):
+        return Headline(FAIL, "nothing is verified: no file could be run here", "")
+    judged = [(verdict, runs) for verdict in VERBS if (runs := by_verdict[verdict])]
+    images = f" on {count(max(hop.images for hop in parity.hops), 'image')}"
+    clauses: list[str] = []
+    for verdict, runs in judged:
+        sure = _agreement(runs, parity) if verdict == PASS else ""
+        clauses.append(f"{_clause(verdict, runs, list(verdicts))}{'' if clauses else images}{sure}")
+    files = [run for run in by_verdict[NOT_RUN] if not _is_engine(run)]
+    not_run = [f"{_counted(files, list(verdicts))} not run"] if files else []
+    return Headline(stands.shown, "; ".join([*clauses, *not_run, *_unverified_engines(engines)]), certainty(parity))
+
+
+def _clause(verdict: str, runs: Sequence[Run], every: Sequence[Run]) -> str:
+    """Such as "ONNX files pass"; a few that did not pass are named."""
+    named = verdict != PASS and len(runs) <= NAMED
+    names = " and ".join(short_name(run_name(*run)) for run in runs) if named else _counted(runs, every)
+    return f"{names} {VERBS[verdict][len(runs) > 1]}"
+
+
+def _counted(runs: Sequence[Run], every: Sequence[Run]) -> str:
+    """Runs by kind: "ONNX files" where they are all of several, otherwise such as "2 of 3 ONNX files"."""
+    parts = []
+    for kind, nouns in KINDS.items():
+        number, total = (sum(_kind(run) == kind for run in some) for some in (runs, every))
+        if number:
+            share = f"{number:,} of {count(total, *nouns)}" if number < total else count(total, *nouns)
+            parts.append(nouns[1] if number == total > 1 else share)
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _kind(run: Run) -> tuple[bool, bool]:
+    return _is_engine(run), run[1] == CUDA
+
+
+def _is_engine(run: Run) -> bool:
+    return run[0].endswith(".plan")
+
+
+def _agreement(runs: Sequence[Run], parity: ParityReport) -> str:
+    """The agreement with Keras that all these runs surely have, in brackets; "" where it is unknown for one of them."""
+    hops = [hop for hop in parity.hops if hop.kind == FROM_KERAS and (hop.candidate, hop.backend) in set(runs)]
+    intervals = [hop.agreement_interval for hop in hops if hop.agreement_interval]
+    if not intervals or len(intervals) < len(runs):
+        return ""
+    return f" (at least {_floor_percent(min(low for low, _ in intervals))} agreement)"
+
+
+def _floor_percent(share: float) -> str:
+    """A share in percent, rounded down, so that a sentence never says more than the interval."""
+    return f"{math.floor(1000 * share) / 10:.1f} %"
 
 
 def certainty(parity: ParityReport) -> str:
@@ -81,14 +128,18 @@ def certainty(parity: ParityReport) -> str:
     if not intervals:
         return ""
     low = min(interval[0] for interval in intervals)
-    # Rounded down, so that the sentence never says more than the interval.
-    return f"at least {math.floor(1000 * low) / 10:.1f} % agreement with Keras, with 95 % confidence"
+    return f"at least {_floor_percent(low)} agreement with Keras, with 95 % confidence"
 
 
 def short_name(name: str) -> str:
     """Return a file's or run's name without the stage's folder: ``rtx/int8.plan``, ``model.int8.onnx``."""
     path = PurePosixPath(name)
     return path.relative_to("build").as_posix() if path.is_relative_to("build") else path.name
+
+
+def step_words(reference: str, run: str) -> str:
+    """Return a comparison as the step that it is: "Keras → model.onnx"."""
+    return f"{'Keras' if reference == KERAS else short_name(reference)} → {short_name(run)}"
 
 
 def by_run(hops: Sequence[Hop]) -> dict[Run, str]:
@@ -100,21 +151,6 @@ def by_run(hops: Sequence[Hop]) -> dict[Run, str]:
     return {run: min(of_run, key=worst_first.index) for run, of_run in verdicts.items()}
 
 
-def _files_in_words(runs: Sequence[Run], verdict: str) -> str:
-    """Files counted by kind; a few that did not pass by name."""
-    if verdict != PASS and len(runs) <= NAMED:
-        return " and ".join(short_name(run_name(*run)) for run in runs)
-    plans = sum(name.endswith(".plan") for name, _ in runs)
-    on_cuda = sum(backend == CUDA for _, backend in runs)
-    kinds = (
-        (len(runs) - plans - on_cuda, "ONNX file", "ONNX files"),
-        (on_cuda, "ONNX file on CUDA", "ONNX files on CUDA"),
-        (plans, "engine", "engines"),
-    )
-    *others, last = [count(*kind) for kind in kinds if kind[0]]
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def _unverified_engines(engines: Mapping[str, str]) -> list[str]:
     """What the verdict does not cover, as clauses."""
     if not engines:
@@ -122,7 +158,7 @@ def _unverified_engines(engines: Mapping[str, str]) -> list[str]:
     numbers = Counter(engines.values())
     return [
         f"{'engines' if numbers[verdict] == len(engines) > 1 else count(numbers[verdict], 'engine')} {words}"
-        for verdict, words in ((NOT_RUN, "not run here"), (NOT_VERIFIED, "never verified"))
+        for verdict, words in ((NOT_RUN, "not run"), (NOT_VERIFIED, "never verified"))
         if numbers[verdict]
     ]
 
@@ -213,125 +249,3 @@ def _up(value: float) -> str:
         return "0.0e+00"
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / unit - 1e-9) * unit:.1e}"
-
-
-WORST_FIRST = (FAIL, NOT_VERIFIED, INCONCLUSIVE, NOT_RUN, PASS)
-ENGINES = {
-    PASS: "run and passed",
-    INCONCLUSIVE: "run, inconclusive",
-    FAIL: "failed",
-    NOT_RUN: "not run here",
-    NOT_VERIFIED: "not verified",
-}
-
-
-@dataclass(frozen=True)
-class Card:
-    """A number with a description; the verdict sets the colour, "" none."""
-
-    value: str
-    words: str
-    verdict: str = ""
-
-
-def cards(parity: ParityReport, benchmark: BenchmarkReport | None, verdicts: Mapping[str, str]) -> list[Card]:
-    """Make the cards of a page.
-
-    Args:
-        parity: the verdict.
-        benchmark: None where there is none.
-        verdicts: on each engine as it is now, by file.
-    """
-    all_cards = [
-        _accuracy(parity),
-        *(precision_card(precision, parity) for precision in ONNX),
-        _engines(verdicts),
-        speed_card(benchmark.results, parity) if benchmark else None,
-    ]
-    return [card for card in all_cards if card is not None]
-
-
-def _accuracy(parity: ParityReport) -> Card | None:
-    hop = next((hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.accuracy_reference is not None), None)
-    words = f"Keras accuracy on {count(hop.images, 'test image')}" if hop else ""
-    return Card(share(hop.accuracy_reference), words) if hop else None
-
-
-def precision_card(precision: str, parity: ParityReport) -> Card | None:
-    """Make the card on a precision's agreement with Keras; None if there is no file of it.
-
-    With several files, or several backends for one, the card shows the run with the worst verdict, and of those the one
-    with the lowest agreement: a card never looks better than any of its runs.
-    """
-    hops = [hop for hop in parity.hops if hop.kind == FROM_KERAS and hop.precision == precision]
-    ran = [hop for hop in hops if hop.verdict != NOT_RUN]
-    if not ran:
-        words = f"{precision.upper()}: none of its {count(_files(hops), 'file')}"
-        return Card("not run", words, NOT_RUN) if hops else None
-
-    def rank(hop: Hop) -> tuple[int, float]:
-        agreement = -1.0 if hop.top1_agreement is None else hop.top1_agreement
-        return WORST_FIRST.index(_worst_hop(hop, parity).verdict), agreement
-
-    hop = min(ran, key=rank)
-    worst = _worst_hop(hop, parity)
-    runs = count(_files(ran), "file") + (f" in {count(len(ran), 'run')}" if len(ran) > _files(ran) else "")
-    which = f" ({hop.run_name}, the worst of {runs})" if len(ran) > 1 else ""
-    if not hop.compared:
-        words = f"{precision.upper()} failed to run{which} - {hop.verdict}: {hop.why}"
-        return Card("not compared", words, hop.verdict)
-    against = f", against {worst.reference}" if worst.verdict != hop.verdict else ""
-    why = f": {text}" if (text := reason(worst, parity)) else ""
-    words = f"{precision.upper()} agrees with Keras{which} - {worst.verdict}{against}{why}"
-    return Card(share(hop.top1_agreement), words, worst.verdict)
-
-
-def _files(hops: Sequence[Hop]) -> int:
-    """The number of files, of which several backends may have run one."""
-    return len({hop.candidate for hop in hops})
-
-
-def _worst_hop(hop: Hop, parity: ParityReport) -> Hop:
-    """The comparison with the worst verdict among all comparisons of the same run."""
-    others = [other for other in parity.hops if other.run_name == hop.run_name and other.verdict != NOT_RUN]
-    return min([hop, *others], key=lambda other: WORST_FIRST.index(other.verdict))
-
-
-def _engines(verdicts: Mapping[str, str]) -> Card | None:
-    if not verdicts:
-        return None
-    counts = Counter(verdicts.values())
-    counted = ", ".join(f"{counts[verdict]} {words}" for verdict, words in ENGINES.items() if counts[verdict])
-    noun = "TensorRT engine" if len(verdicts) == 1 else "TensorRT engines"
-    return Card(f"{len(verdicts):,}", f"{noun}: {counted}", min(counts, key=WORST_FIRST.index))
-
-
-def speed_card(results: Sequence[BenchmarkRow], parity: ParityReport) -> Card | None:
-    """Make the card on the fastest row against Keras, at the largest batch at which both were timed.
-
-    A time of zero, where the clock was too coarse, does not count, nor does a CPU's time with a file that is meant for
-    engines, nor that of a peer, which does not serve. None if nothing remains.
-    """
-    timed = [row for row in results if row.p50_ms and row.p50_ms > 0 and row.backend != PEER and not is_proxy(row)]
-    keras = {row.batch: row for row in timed if row.backend == "keras"}
-    others = [row for row in timed if row.backend != "keras" and row.batch in keras]
-    if not others:
-        return None
-    batch = max(row.batch for row in others)
-    fastest = min((row for row in others if row.batch == batch), key=lambda row: row.p50_ms or 0.0)
-    ratio = (keras[batch].p50_ms or 0.0) / (fastest.p50_ms or 1.0)
-    verdict = "" if (judged := verdict_on_row(fastest, parity)) == PASS else judged
-    words = f"Keras' speed: {fastest.backend} {fastest.name}, batch {batch}"
-    words += f" - its verdict: {verdict}" if verdict else ""
-    return Card(f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x", words, verdict)
-
-
-def is_proxy(row: BenchmarkRow) -> bool:
-    """Return whether a row's time does not predict that of an engine: FP16 and INT8 on a CPU."""
-    return row.backend == "onnxruntime" and row.precision != "fp32"
-
-
-def verdict_on_row(row: BenchmarkRow, parity: ParityReport) -> str:
-    """Return the verdict on the file of a benchmark row, on the same backend."""
-    name = f"build/{row.file}" if row.backend == "tensorrt" else row.file
-    return by_run(parity.hops).get((name, row.backend), NOT_VERIFIED)

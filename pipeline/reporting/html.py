@@ -42,7 +42,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja.filters |= {"count": count, "cut": cut, "listed": listed, "sentence": sentence}
+    jinja.filters |= {"anchor": anchor, "count": count, "cut": cut, "listed": listed, "sentence": sentence}
     return jinja
 
 
@@ -58,6 +58,11 @@ def cut(value: str, most: int) -> str:
     return value if len(value) <= most else value[: most - 1] + "…"
 
 
+def anchor(words: str) -> str:
+    """Return the ID that links to a title, or to a term, refer to."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower())
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a page with a title, which the table of contents links to.
@@ -65,15 +70,17 @@ class Section:
     Attributes:
         title: plain text.
         html: the content below the title.
+        terms: words of `pipeline.reporting.glossary` that it uses, linked beside the title.
     """
 
     title: str
     html: Markup
+    terms: Sequence[str] = ()
 
     @property
     def anchor(self) -> str:
         """The ID that links refer to."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower())
+        return anchor(self.title)
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,9 @@ class Table:
         return list(self.notes).index(note) + 1
 
 
-def section(title: str, template: str, **values: object) -> Section:
+def section(title: str, template: str, terms: Sequence[str] = (), **values: object) -> Section:
     """Make a section from its template; see `render`."""
-    return Section(title, render(template, **values))
+    return Section(title, render(template, **values), terms)
 
 
 def _cell(content: str | Cell) -> Cell:

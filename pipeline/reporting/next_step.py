@@ -10,12 +10,14 @@ from pipeline.artifacts.results import Built, Verified
 from pipeline.recipe.published_weights import published_backbones
 from pipeline.recipe.schema import IMAGENET
 from pipeline.reporting.failures import Situation, Step, after_failure
+from pipeline.reporting.hints import TITLE as HINTS
 from pipeline.reporting.html import Section, section
 from pipeline.reporting.sections import make, make_with
 from pipeline.reporting.validity import Validity, outdated_results
 from pipeline.terminal.command_line import unpack_command
 from pipeline.verification.doubts import ITSELF
 
+UP_TO_DATE = "Stages that are up to date do not run."
 FEW_EPOCHS, ENOUGH_EPOCHS = 10, 30
 
 
@@ -48,12 +50,14 @@ def _step(situation: Situation, stands: Validity, engines: Mapping[str, str]) ->
     of_model = [doubt for doubt in doubts if doubt in card.doubts or doubt.startswith(ITSELF)]
     again = make(situation.invocation, "run", verify)
     if stands.broken:
-        return Step("Verify the files as they are now", again, "Stages that are up to date do not run.")
+        return Step("Verify the files as they are now", again, UP_TO_DATE)
     if stale := outdated_results(situation.artifacts, situation.recipe):
         return Step("Run the stages that are out of date", again, sentence(listed(stale, most=3)))
     if of_model:
         return _better_model(situation, of_model[0])
     if any(hop.verdict == FAIL for hop in parity.hops):
+        if any(hint.cause != "unknown" and hint.remedy for hint in situation.hints):
+            return Step(f"Follow the advice of {HINTS}, then run again", again, UP_TO_DATE)
         return after_failure(situation)
     if parity.verdict == FAIL:
         why = next((hop.why for hop in parity.hops if hop.why), "")

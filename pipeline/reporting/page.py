@@ -7,19 +7,36 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.artifacts.benchmark_report import read_benchmark
 from pipeline.artifacts.manifest import MANIFEST, read_stage
-from pipeline.artifacts.parity_report import NOT_VERIFIED, PASS, ParityReport, read_parity, thresholds_by_precision
+from pipeline.artifacts.parity_report import (
+    FAIL,
+    NOT_VERIFIED,
+    PASS,
+    ParityReport,
+    read_parity,
+    thresholds_by_precision,
+)
 from pipeline.artifacts.paths import BENCHMARK, CARD, PARITY, REPORT, Artifacts
 from pipeline.models.model_card import ModelCard, read_card
 from pipeline.recipe.schema import Recipe
 from pipeline.reporting import charts
+from pipeline.reporting.cards import cards
 from pipeline.reporting.charts import data_uri, read_labelled
+from pipeline.reporting.classes import classes_sections
+from pipeline.reporting.decoding import decoding_sections
 from pipeline.reporting.evidence import evidence_sections
 from pipeline.reporting.failures import Situation
-from pipeline.reporting.headline import cards, headline
+from pipeline.reporting.flips import flips_section
+from pipeline.reporting.glossary import glossary_section
+from pipeline.reporting.headline import headline
+from pipeline.reporting.hints import hints_sections
 from pipeline.reporting.html import Cell, Section, Table, badge, render, section, size
+from pipeline.reporting.image_noise import image_noise_sections
+from pipeline.reporting.layers import layers_section
 from pipeline.reporting.next_step import next_step
+from pipeline.reporting.parity import parity_section
 from pipeline.reporting.quantization import quantization_sections
-from pipeline.reporting.sections import engines_section, parity_section, predictions_section, recipe_section, when
+from pipeline.reporting.records import read_explanations
+from pipeline.reporting.sections import engines_section, predictions_section, recipe_section, when
 from pipeline.reporting.speed import speed_section
 from pipeline.reporting.validity import SHOWN_STAGES, check_validity, digest_now, engine_verdicts
 from pipeline.terminal.command_line import Invocation
@@ -47,7 +64,8 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
     card, parity = read_card(artifacts.path(CARD)), read_parity(artifacts.path(PARITY))
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
     stands, engines = check_validity(artifacts, parity), engine_verdicts(artifacts, parity)
-    verify = read_stage(artifacts, "verify")
+    verify, explanations = read_stage(artifacts, "verify"), read_explanations(artifacts, card)
+    hints = explanations.diagnosis.hints if explanations.diagnosis and parity.verdict == FAIL else ()
     same_thresholds = parity.thresholds == thresholds_by_precision(recipe.verify.thresholds)
     page = render(
         "page.html.j2",
@@ -59,8 +77,14 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         alerts=[*parity.warnings, *stands.broken, *stands.remarks, *([] if same_thresholds else [OTHER_THRESHOLDS])],
         cards=cards(parity, benchmark, engines),
         sections=[
-            next_step(Situation(artifacts, recipe, invocation, card, parity, verify), stands, engines),
+            *hints_sections(hints),
+            next_step(Situation(artifacts, recipe, invocation, card, parity, verify, hints), stands, engines),
             parity_section(parity),
+            flips_section(artifacts, card, explanations),
+            *classes_sections(artifacts, card, explanations),
+            *image_noise_sections(artifacts, card, parity, explanations),
+            layers_section(explanations, invocation),
+            *decoding_sections(explanations),
             engines_section(artifacts, engines),
             speed_section(benchmark, artifacts, invocation, parity),
             *evidence_sections(artifacts),
@@ -70,6 +94,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
             section("Stages", "stages.html.j2", stages={stage: _ran(artifacts, stage) for stage in SHOWN_STAGES}),
             recipe_section(recipe, invocation, verify),
             _judged(artifacts, parity),
+            glossary_section(),
         ],
     )
     (out / Path(REPORT).name).write_text(page, encoding="utf-8", errors="backslashreplace")

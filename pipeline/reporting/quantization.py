@@ -10,17 +10,19 @@ from pipeline.artifacts.manifest import read_stage
 from pipeline.artifacts.parity_report import PASS
 from pipeline.artifacts.paths import Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_placement, read_rows
+from pipeline.reporting.glossary import SQNR, TOP_1
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
 from pipeline.reporting.sections import make_with
 from pipeline.terminal.command_line import Invocation
 
 SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
+SENSITIVITY_TITLE = "Sensitivity to INT8"
 REMEDY = "Run the quantize stage again."
 DRAWN = 15  # layers with a bar of their own; the others share one
 
 
 def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[Section]:
-    """Make the sections Quantization, Layers and INT8 placement.
+    """Make the sections Quantization, Sensitivity to INT8 and INT8 placement.
 
     Raises:
         ProjectError: a record of the quantize stage is missing or damaged.
@@ -57,7 +59,8 @@ def _row(title: str, distances: Distances, used: bool) -> tuple[str | Cell, ...]
 
 def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) -> Section:
     if not artifacts.has("quantize/sensitivity.csv"):
-        return section("Layers", "layers.html.j2", layers=None, measure=measure, budget_met=report.budget_met)
+        values = {"layers": None, "measure": measure, "budget_met": report.budget_met}
+        return section(SENSITIVITY_TITLE, "sensitivity.html.j2", (), **values)
     layers, rows = [], []
     for row in read_rows(artifacts.path("quantize/sensitivity.csv"), SENSITIVITY, REMEDY):
         layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))
@@ -69,8 +72,9 @@ def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) 
         rows.append((kept.upper(), layer, op, f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
     head = ("stays", "layer", "operator", "*SQNR alone, dB", "*agreement", "*accuracy drop")
     return section(
-        "Layers",
-        "layers.html.j2",
+        SENSITIVITY_TITLE,
+        "sensitivity.html.j2",
+        (SQNR, TOP_1),
         layers=Table(head, rows),
         chart=noise_bars(layers, DRAWN),
         any_kept=any(kept != "int8" for *_, kept in layers),

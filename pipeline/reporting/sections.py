@@ -1,7 +1,6 @@
-"""The report's sections on the recipe, parity, engines and predictions; commands that the page advises."""
+"""The report's sections on the recipe, engines and predictions; commands that the page advises."""
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,25 +15,15 @@ from export.errors import ImageError, ProjectError
 from export.tensorrt.sidecar import Sidecar, read_sidecar
 from export.words import count, sentence
 from pipeline.artifacts.manifest import Manifest, read_result, read_stage
-from pipeline.artifacts.parity_report import (
-    FROM_KERAS,
-    NOT_RUN,
-    PASS,
-    Hop,
-    ParityReport,
-    describe_relative_limit,
-    files_not_run,
-    run_name,
-)
-from pipeline.artifacts.paths import ONNX, PARITY, PREDICTIONS, REFERENCE, Artifacts
+from pipeline.artifacts.parity_report import PASS, ParityReport, run_name
+from pipeline.artifacts.paths import PARITY, PREDICTIONS, REFERENCE, Artifacts
 from pipeline.artifacts.results import Built, Inferred
 from pipeline.artifacts.stage_files import Prediction, image_file, read_predictions
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.load import SECTIONS, recipe_slice
 from pipeline.recipe.schema import Recipe
 from pipeline.reporting.charts import data_uri, read_labelled
-from pipeline.reporting.headline import short_name
-from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share, size
+from pipeline.reporting.html import Cell, Section, Table, badge, section, size
 from pipeline.reporting.validity import digest_now, other_inputs
 from pipeline.terminal.command_line import ARTIFACTS, Invocation
 
@@ -107,70 +96,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]" if len(value) <= 20 else count(len(value), "value")
     return value if isinstance(value, str) else json.dumps(value)
-
-
-CHANGED = (
-    "Lost / gained: images that only the reference, or only the candidate, classifies correctly; p: the probability "
-    "that chance alone makes a difference of at least this size (exact McNemar test)."
-)
-
-
-def parity_section(parity: ParityReport) -> Section:
-    """Make the section; its thresholds are those that the verdict was given by."""
-    limits = {name: parity.thresholds[name].sqnr_db for name in ONNX if name in parity.thresholds}
-    head = (
-        *("verdict", "candidate", "against", "*SQNR, dB", "*agreement", "*accuracy"),
-        Cell("*lost / gained", remarks=[CHANGED]),
-        Cell("*rel. error", remarks=[sentence(describe_relative_limit(parity.hops))]),
-    )
-    return section(
-        "Parity",
-        "parity.html.j2",
-        images=max((hop.images for hop in parity.hops), default=0),
-        chart=sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits),
-        hops=Table(head, [_row(hop) for hop in parity.hops if hop.verdict != NOT_RUN], "parity"),
-        apart=files_not_run(parity.hops),
-    )
-
-
-def sqnr_bars(hops: Sequence[Hop], limits: Mapping[str, float | None]) -> Chart:
-    """Draw SQNR against Keras with one bar for each candidate that was run, and the threshold as a mark.
-
-    Args:
-        hops: the ``from_keras`` hops.
-        limits: smallest SQNR in dB by precision; None: no threshold.
-    """
-    bars = [_bar(hop, limits.get(hop.precision)) for hop in hops if hop.verdict != NOT_RUN]
-    return Chart("SQNR of the logits against Keras, dB (more is closer)", bars, "smallest that the recipe allows")
-
-
-def _bar(hop: Hop, limit: float | None) -> Bar:
-    label = f"{hop.precision.upper()} {short_name(hop.run_name)}"
-    without_noise = math.inf if hop.equal else math.nan
-    length = without_noise if hop.sqnr_db is None else hop.sqnr_db
-    threshold = "" if limit is None else f"asked: {limit:.4g}"
-    return Bar(label, length, _sqnr(hop, " dB") or "failed to run", hop.precision, limit, threshold)
-
-
-def _row(hop: Hop) -> tuple[str | Cell, ...]:
-    why, mcnemar = hop.certainty if hop.verdict == PASS else hop.why, hop.mcnemar
-    note = f"{hop.precision.upper()}: {hop.note}." if hop.note else ""
-    return (
-        badge(hop.verdict),
-        Cell(hop.run_name, remarks=[sentence(why), note]),
-        hop.reference,
-        _sqnr(hop),
-        share(hop.top1_agreement),
-        share(hop.accuracy_candidate),
-        "" if mcnemar is None else f"{mcnemar.losses} / {mcnemar.gains}, p {mcnemar.p_value:.2g}",
-        number(hop.relative_error, ".1e"),
-    )
-
-
-def _sqnr(hop: Hop, unit: str = "") -> str:
-    if hop.sqnr_db is not None:
-        return f"{hop.sqnr_db:.1f}{unit}" if abs(hop.sqnr_db) < 1e12 else f"{hop.sqnr_db:.3g}{unit}"
-    return "" if not hop.compared else "equal" if hop.equal else "NaN or infinite"
 
 
 HEAD = ("verdict", "engine", "TensorRT", "built for", "batch min / opt / max", "convolutions", "*size", "*build time")

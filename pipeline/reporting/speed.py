@@ -8,7 +8,7 @@ from pipeline.artifacts.manifest import read_result, read_stage
 from pipeline.artifacts.parity_report import FAIL, ParityReport, run_name
 from pipeline.artifacts.paths import Artifacts
 from pipeline.artifacts.results import Inferred
-from pipeline.reporting.headline import is_proxy, verdict_on_row
+from pipeline.reporting.cards import is_proxy, verdict_on_row
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section
 from pipeline.reporting.validity import other_inputs
 from pipeline.serving.candidates import ON_GPU

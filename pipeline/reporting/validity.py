@@ -10,7 +10,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import recipe_changes
 from pipeline.artifacts.manifest import read_stage
 from pipeline.artifacts.parity_report import NOT_VERIFIED, ParityReport
-from pipeline.artifacts.paths import BENCHMARK, PARITY, PREDICTIONS, REFERENCE, Artifacts
+from pipeline.artifacts.paths import BENCHMARK, DIAGNOSIS, PARITY, PREDICTIONS, REFERENCE, Artifacts
 from pipeline.recipe.schema import Recipe
 
 SHOWN_STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer")  # whose results a page shows
@@ -20,6 +20,7 @@ SHOWN = (
     "quantize/placement.json",
     "quantize/sensitivity.csv",
     REFERENCE,
+    DIAGNOSIS,
     BENCHMARK,
     PREDICTIONS,
 )

@@ -8,7 +8,19 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.gpu_evidence import FOLDER as EVIDENCE
 from pipeline.artifacts.inputs import CommandLine, Derived, Inputs, Optional, Required
 from pipeline.artifacts.manifest import MANIFEST
-from pipeline.artifacts.paths import BENCHMARK, CARD, KERAS, ONNX, PARITY, PREDICTIONS, REFERENCE, Artifacts
+from pipeline.artifacts.paths import (
+    BENCHMARK,
+    CARD,
+    DIAGNOSIS,
+    IMAGE_RESULTS,
+    KERAS,
+    LAYERS,
+    ONNX,
+    PARITY,
+    PREDICTIONS,
+    REFERENCE,
+    Artifacts,
+)
 from pipeline.artifacts.stage_files import shown_images
 from pipeline.recipe.load import SECTIONS
 from pipeline.recipe.schema import Recipe
@@ -50,6 +62,7 @@ STAGE = Stage(
         *(Optional(ONNX["fp32"]), Optional("quantize/*.onnx"), Optional("quantize/sensitivity.csv")),
         *(Required("quantize/placement.json"), Required("quantize/calibration.json")),
         *(*ENGINES, Required(PARITY), Required(REFERENCE), Optional(BENCHMARK), Optional(f"{EVIDENCE}/*.json")),
+        *(Optional(IMAGE_RESULTS), Optional(DIAGNOSIS), Optional(LAYERS)),
         *(Optional(PREDICTIONS), Derived((PREDICTIONS, "infer/images/*"), _shown_images)),
         *(Optional(f"{stage}/{MANIFEST}") for stage in SHOWN_STAGES),
         CommandLine(),

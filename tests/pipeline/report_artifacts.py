@@ -33,11 +33,14 @@ from export.tensorrt.sidecar import (
     write_plan,
 )
 from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, Compute, TimedModel
+from pipeline.artifacts.diagnosis import Decoding, Diagnosis, Hint
 from pipeline.artifacts.fastest import Serves
 from pipeline.artifacts.files import sha256_bytes, write_json
+from pipeline.artifacts.image_results import ImageResults
+from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun, Reduced
 from pipeline.artifacts.machine import Cpu, Gpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
-from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict, thresholds_by_precision
+from pipeline.artifacts.parity_report import Hop, ImageNoise, ParityReport, overall_verdict, thresholds_by_precision
 from pipeline.data.decode import DecodeSpec
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.load import load_recipe
@@ -118,6 +121,39 @@ def distances(sqnr: float, agreement: float = 0.99, drop: float = 0.005) -> Dist
     return Distances(sqnr, agreement, drop)
 
 
+def image_noise(worst: Sequence[tuple[int, float | None]], median: float = 40.0) -> ImageNoise:
+    return ImageNoise(median, median - 10, median - 1, 2.5, tuple(worst))
+
+
+def image_results(answers: dict[str, Sequence[int]], margins: Sequence[float] = (0.5,) * 6) -> ImageResults:
+    """Results on the six test images, whose true classes are 0, 1, 2, 0, 1, 2, which is what Keras answers.
+
+    Args:
+        answers: the classes of each run, by its name.
+        margins: of Keras' answers.
+    """
+    classes = np.array([[0, 1, 2, 0, 1, 2], *answers.values()], np.int32)
+    scores = np.full(classes.shape, 0.75, np.float32)
+    scores[0] = 0.9
+    scores[classes < 0] = np.nan
+    names = tuple(f"{number}.png" for number in range(6))
+    runs = ("train/model.keras", *answers)
+    noise = np.full(classes.shape, 40.0, np.float32)
+    return ImageResults(names, np.arange(6) % 3, runs, classes, scores, np.array(margins, np.float32), noise)
+
+
+def layer(name: str, own: float | None, total: float | None, **more: Any) -> LayerRow:
+    """A layer without a scale."""
+    given: dict[str, Any] = {"cosine": 0.999, "finite": True, "saturated": None, "range_used": None, "largest": 2.0}
+    return LayerRow(name, f"{name}/out", sqnr_db=total, own_sqnr_db=own, **given | more)
+
+
+def layer_run(run: str, precision: str, threshold: float, *rows: LayerRow, **more: Any) -> LayerRun:
+    first = next((row.layer for row in rows if row.own_sqnr_db is not None and row.own_sqnr_db < threshold), "")
+    given: dict[str, Any] = {"first_below": first, "seconds": 1.5}
+    return LayerRun(run, precision, threshold, rows, **given | more)  # type: ignore[arg-type]
+
+
 ASKED = {"fp32": {"sqnr_db": 100.0}, "fp16": {"sqnr_db": 50.0}, "int8": {"sqnr_db": 20.0}}
 
 
@@ -158,6 +194,12 @@ class Artifacts:
     predictions: list[tuple[Any, ...]] | None = None  # path, status, class, probability, error
     sensitivity: list[tuple[Any, ...]] | None = None
     calibration: dict[str, Any] = field(default_factory=dict)  # what calibration.json says otherwise
+    results: ImageResults | None = None  # images.npz; None: there is none
+    hints: tuple[Hint, ...] = ()
+    decoding: tuple[Decoding, ...] = ()
+    layers: tuple[LayerRun, ...] = ()  # without one there is no layers.json
+    reduced: tuple[Reduced, ...] = ()
+    without_tensor: dict[str, str] = field(default_factory=dict)
     description: str = ""
     overrides: list[str] = field(default_factory=list)  # of --set
 
@@ -185,7 +227,7 @@ class Artifacts:
     def write(self) -> Artifacts:
         """Put everything on disk, each stage with its manifest."""
         root = self.root
-        for stage in ("train", "export", "quantize", "build", "verify", "infer/images"):
+        for stage in ("train", "export", "quantize", "build", "verify", "layers", "infer/images"):
             (root / stage).mkdir(parents=True, exist_ok=True)
         (root / "train/model.keras").write_bytes(b"keras")
         write_json(root / "train/model.json", self.card)
@@ -211,6 +253,11 @@ class Artifacts:
         """Verify the files as they are on disk now, and what follows from that."""
         self._verify()
         self._infer()
+        if self.layers:
+            subjects = self.digests("train/model.keras", *ONNX[:3])
+            kinds = {row.layer: "Conv2D" for run in self.layers for row in run.rows}
+            report = LayerReport(subjects, 4, kinds, self.without_tensor, self.layers, self.reduced, 512.4)
+            write_json(self.root / "layers/layers.json", report)
 
     def manifest(self, stage: str, result: dict[str, Any], inputs: dict[str, str] | None = None) -> None:
         key = Key(inputs or {}, BY_NAME[stage].recipe_part(self.context) if stage in BY_NAME else {}, "code")
@@ -284,6 +331,10 @@ class Artifacts:
         write_json(
             root / "verify/parity.json", ParityReport(overall_verdict(hops), asked, hops, subjects, self.warnings)
         )
+        if self.results is not None:
+            self.results.write(root / "verify/images.npz")
+        digest = sha256_file(root / "verify/parity.json")
+        write_json(root / "verify/diagnosis.json", Diagnosis(digest, self.hints, self.decoding))
         self.manifest("verify", {})
 
     def _benchmark(self, rows: list[BenchmarkRow]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.reporting.html import Bar, Chart
+from pipeline.reporting.parity import sqnr_bars
 from pipeline.reporting.quantization import noise_bars
-from pipeline.reporting.sections import sqnr_bars
 from pipeline.reporting.speed import speed_bars
 from tests.pipeline import report_page
 from tests.pipeline.report_artifacts import hop, not_compared, row

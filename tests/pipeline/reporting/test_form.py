@@ -11,10 +11,24 @@ import pytest
 from jinja2 import UndefinedError
 
 from export.files import ROOT
+from pipeline.artifacts.diagnosis import Decoding
 from pipeline.reporting import page as report
+from pipeline.reporting.glossary import TERMS
 from pipeline.reporting.html import TEMPLATES, Cell, Table, render, size
 from pipeline.training.checkpoint import Epoch
-from tests.pipeline.report_artifacts import CLASSES, LAYERS, ONNX, PLAN, Artifacts, hop, row
+from tests.pipeline.report_artifacts import (
+    CLASSES,
+    LAYERS,
+    ONNX,
+    PLAN,
+    Artifacts,
+    hop,
+    image_noise,
+    image_results,
+    layer,
+    layer_run,
+    row,
+)
 from tests.pipeline.report_page import Page, element
 
 CSS = (Path(report.__file__).parent / "report.css").read_text()
@@ -31,6 +45,12 @@ def full(artifacts: Artifacts) -> Page:
         hop(PLAN, "int8", "not run", why="no GPU"),
         hop(PLAN, "int8", "not run", kind="step", why="no GPU"),
     ]
+    artifacts.results = image_results({ONNX[0]: [0, 1, 2, 0, 1, 2], ONNX[2]: [1, 1, 0, 0, 1, 2]}, (0.05, *[0.5] * 5))
+    artifacts.hops[2] = replace(artifacts.hops[2], image_noise=image_noise([(1, 8.5), (4, None)]))
+    artifacts.hops.append(hop(ONNX[2], "int8", kind="step", reference=ONNX[0]))
+    artifacts.layers = (layer_run(ONNX[2], "int8", 20.0, layer("conv_1", 12.0, 11.0), layer("conv_2", 30.0, None)),)
+    artifacts.without_tensor = {"bn_1": "folded into conv_1"}
+    artifacts.decoding = (Decoding("PNG, palette", 2, False, 12, 0.031, rule="Palettes come first."),)
     proxy = row("onnxruntime", "int8", 4, 1.0, caveat="says nothing about engines", file=ONNX[2])
     artifacts.rows = [*(artifacts.rows or []), proxy]
     return artifacts.write().page()
@@ -45,7 +65,9 @@ def test_the_verdict_is_the_first_column(full: Page) -> None:
         for node in full.root.all("section")
     }
     assert [heads[title][0][0] for title in ("Parity", "Engines", "Speed")] == ["verdict"] * 3
-    first = [heads[title][0][0] for title in ("What was judged", "Quantization", "Layers", "INT8 placement")]
+    first = [
+        heads[title][0][0] for title in ("What was judged", "Quantization", "Sensitivity to INT8", "INT8 placement")
+    ]
     assert first == ["now", "chosen", "stays", "precision"]
     for one in full.root.all("td"):
         badges = one.all("span", "badge")
@@ -111,7 +133,7 @@ def test_every_link_leads_somewhere_and_no_name_stands_twice(full: Page) -> None
 
 
 def test_what_did_not_run_is_apart_from_what_did(full: Page) -> None:
-    assert [cells["candidate"] for cells in full.rows("Parity")] == list(ONNX[:3])
+    assert [cells["candidate"] for cells in full.rows("Parity")] == [*ONNX[:3], ONNX[2]]
     assert [node.text for node in full.section("Parity").all("p", "apart")] == [f"not run {PLAN}: no GPU."]
 
 
@@ -169,7 +191,7 @@ def test_one_of_everything_is_one(artifacts: Artifacts) -> None:
     assert "from 1 calibration image; every choice was made on 1 other," in page.section("Quantization").text
     assert "1 of 1 convolution computes in INT8; 1 activation was equalized." in page.section("Quantization").text
     assert page.section("Engines").text.startswith("Engines 1 TensorRT engine, built")
-    assert page.section("Layers").all("summary")[0].text == "Show the 1 layer"
+    assert page.section("Sensitivity to INT8").all("summary")[0].text == "Show the 1 layer"
     assert page.section("Predictions").text.startswith("Predictions A test image, classified")
     words = " ".join(node.text for node in page.root.walk() if node.tag in ("p", "summary", "figcaption"))
     assert not re.findall(r"(?<![\d.,/])1 (?!is\b|says\b|was\b)[a-zA-Z]+s\b", words)
@@ -220,8 +242,34 @@ def test_everything_can_be_read_in_both_schemes(colors: dict[str, str]) -> None:
     pairs += [(kind, f"{kind}-tint") for kind in kinds] + [(kind, "paper") for kind in kinds]
     for ink, ground in pairs:
         assert contrast(colors[ink], colors[ground]) >= 4.5, (ink, ground)
-    for mark in ("keras", "fp32", "fp16", "int8", "limit", "late"):
+    heat = [f"{kind}{depth}" for kind in ("hit", "miss") for depth in range(1, 5)]
+    for tint in heat:
+        assert contrast(colors["ink"], colors[tint]) >= 4.5, tint
+    for mark in ("keras", "fp32", "fp16", "int8", "limit", "late", "below"):
         assert contrast(colors[mark], colors["paper"]) >= 3, mark
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_strip_of_layers_can_be_told_apart_without_colour(colors: dict[str, str]) -> None:
+    depths = [luminance(colors[f"depth{depth}"]) for depth in range(4)]
+    assert depths == sorted(depths, reverse=depths[0] > depths[-1])
+    assert all(contrast(colors[f"depth{a}"], colors[f"depth{a + 1}"]) >= 1.5 for a in range(3))
+    assert ".strip .below { border-top-width: 30px; }" in CSS, "below the threshold is higher too"
+
+
+def test_every_term_is_explained_once_and_every_title_links_to_its_terms(full: Page) -> None:
+    terms = [node.text for node in full.section("Terms").all("dt")]
+    assert terms == list(TERMS)
+    assert [node.text for node in full.section("Terms").all("dd")] == [
+        " ".join(words.split()) for words in TERMS.values()
+    ]
+    linked = {
+        title: [link.text for p in full.section(title).all("p", "terms") for link in p.all("a")]
+        for title in ("Parity", "Layers against Keras")
+    }
+    assert linked["Layers against Keras"] == ["Own error", "SQNR", "Cosine", "Saturated", "Range used"]
+    assert {"SQNR", "KL divergence", "Top-1 agreement", "Top-5 agreement"} <= set(linked["Parity"])
+    assert all("Good" in words for term, words in TERMS.items() if term != "Logits"), "each says what is good"
 
 
 def test_dark_changes_every_colour_of_the_page() -> None:
@@ -238,6 +286,8 @@ def test_dark_changes_every_colour_of_the_page() -> None:
 def test_on_a_phone_a_row_is_a_block_with_the_names_of_its_columns(full: Page) -> None:
     for one in full.root.all("table"):
         head = [cell.unmarked for cell in one.all("th")]
+        if "heat" in one.kinds:  # a matrix scrolls
+            continue
         if len(head) > 2:
             assert "fold" in one.kinds, head
         if len(head) > 6:
@@ -253,7 +303,12 @@ def test_nothing_is_wider_than_a_phone() -> None:
     assert not re.findall(r"min-width:\s*\d{3,}px", re.sub(r"@media[^{]*", "", CSS))
     assert not [size for size in re.findall(r"(?<![-\w])width:\s*(\d+)px", CSS) if int(size) > 320]
     assert "overflow-wrap: anywhere" in CSS[CSS.index("body {") : CSS.index("a {")]
-    assert [rule for rule in re.findall(r"minmax\(([^,)]+)", CSS) if "min(100%" not in rule] == ["150px", "40%", "88px"]
+    assert [rule for rule in re.findall(r"minmax\(([^,)]+)", CSS) if "min(100%" not in rule] == [
+        "150px",
+        "40%",
+        "88px",
+        "104px",
+    ]
     assert "local" in CSS[CSS.index(".scroll {") : CSS.index("table {")], "what scrolls shows that it does"
 
 

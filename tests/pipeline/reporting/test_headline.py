@@ -40,30 +40,34 @@ def pill(artifacts: Artifacts) -> tuple[str, str, str]:
 def test_onnx_files_pass_and_engines_were_not_run(artifacts: Artifacts) -> None:
     artifacts.plans = [OTHER_PLAN, PLAN]
     sure(artifacts).hops += [hop(name, Path(name).stem, "not run", why="no GPU") for name in artifacts.plans]
-    assert pill(artifacts) == ("pass: 3 ONNX files on 200 images; engines not run here", "pass", SURE)
+    assert pill(artifacts) == (
+        "ONNX files pass on 200 images (at least 97.3 % agreement); engines not run",
+        "pass",
+        SURE,
+    )
 
 
 def test_engines_ran_too(artifacts: Artifacts) -> None:
     artifacts.plans = [OTHER_PLAN, PLAN]
     artifacts.hops += [hop(OTHER_PLAN, "fp16"), hop(PLAN, "int8")]
-    assert pill(artifacts) == ("pass: 3 ONNX files and 2 engines on 200 images", "pass", "")
+    assert pill(artifacts) == ("ONNX files and engines pass on 200 images", "pass", "")
 
 
 def test_one_engine_of_two_ran(artifacts: Artifacts) -> None:
     artifacts.plans = [OTHER_PLAN, PLAN]
     artifacts.hops += [hop(OTHER_PLAN, "fp16"), hop(PLAN, "int8", "not run")]
-    assert pill(artifacts)[0] == "pass: 3 ONNX files and 1 engine on 200 images; 1 engine not run here"
+    assert pill(artifacts)[0] == "ONNX files and 1 of 2 engines pass on 200 images; 1 engine not run"
 
 
 def test_no_engine_and_one_image(artifacts: Artifacts) -> None:
     artifacts.hops = [replace(one, images=1) for one in artifacts.hops]
-    assert pill(artifacts)[0] == "pass: 3 ONNX files on 1 image; no engine was built"
+    assert pill(artifacts)[0] == "ONNX files pass on 1 image; no engine was built"
 
 
 def test_a_failure_is_named_with_what_it_missed(artifacts: Artifacts) -> None:
     sure(artifacts).hops[2] = hop(ONNX[2], "int8", "fail")
     assert pill(artifacts) == (
-        "fail: model.int8.onnx on 200 images; 2 ONNX files passed; no engine was built",
+        "model.int8.onnx fails on 200 images; 2 of 3 ONNX files pass (at least 97.3 % agreement); no engine was built",
         "fail",
         "model.int8.onnx: SQNR 42.5 dB, at least 60.0 dB needed",
     )
@@ -73,25 +77,44 @@ def test_many_failures_are_counted(artifacts: Artifacts) -> None:
     artifacts.plans = [PLAN]
     artifacts.hops = [hop(name, precision, "fail") for name, precision in zip(ONNX, ("fp32", "fp16", "int8"))]
     artifacts.hops.append(hop(PLAN, "int8", "inconclusive"))
-    assert pill(artifacts)[0] == "fail: 3 ONNX files on 200 images; 1 engine inconclusive"
+    assert pill(artifacts)[0] == "ONNX files fail on 200 images; rtx/int8.plan is inconclusive"
 
 
 def test_a_file_fails_by_its_worst_comparison(artifacts: Artifacts) -> None:
     artifacts.hops.append(hop(ONNX[2], "int8", "fail", kind="step", reference=ONNX[1]))
-    assert pill(artifacts)[0].startswith("fail: model.int8.onnx on 200 images; 2 ONNX files passed")
+    assert pill(artifacts)[0].startswith("model.int8.onnx fails on 200 images; 2 of 3 ONNX files pass")
 
 
 def test_inconclusive_says_what_would_decide(artifacts: Artifacts) -> None:
     why = "inconclusive: top-1 agreement 0.9860, 0.9900 asked; about 2,377 images would decide"
     artifacts.hops[2] = hop(ONNX[2], "int8", "inconclusive", why=why, images_to_decide=2377)
     words, kind, beside = pill(artifacts)
-    assert words == "inconclusive: model.int8.onnx on 200 images; 2 ONNX files passed; no engine was built"
+    assert words == "model.int8.onnx is inconclusive on 200 images; 2 of 3 ONNX files pass; no engine was built"
     assert (kind, beside) == ("inconclusive", f"model.int8.onnx: {why}")
+
+
+def test_onnx_files_that_nothing_here_runs_are_named_beside_engines_that_passed(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    files = [hop(name, precision, "not run") for name, precision in zip(ONNX, ("fp32", "fp16", "int8"))]
+    artifacts.hops = [*files, hop(PLAN, "int8", agreement_interval=(0.98199, 1.0))]
+    assert pill(artifacts)[0] == "1 engine passes on 200 images (at least 98.1 % agreement); ONNX files not run"
+
+
+def test_no_agreement_is_claimed_where_one_file_that_passed_has_none(artifacts: Artifacts) -> None:
+    sure(artifacts).hops[1] = replace(artifacts.hops[1], agreement_interval=None)
+    assert pill(artifacts)[0] == "ONNX files pass on 200 images; no engine was built"
+
+
+def test_the_agreement_of_the_pill_is_that_of_the_files_that_pass(artifacts: Artifacts) -> None:
+    sure(artifacts).hops[1] = hop(ONNX[1], "fp16", "fail", agreement_interval=(0.1, 0.2))
+    assert (
+        "model.fp16.onnx fails on 200 images; 2 of 3 ONNX files pass (at least 98.0 % agreement)" in pill(artifacts)[0]
+    )
 
 
 def test_nothing_could_be_run(artifacts: Artifacts) -> None:
     artifacts.hops = [hop(name, precision, "not run", why="no GPU") for name, precision in zip(ONNX, ("fp32", "fp16"))]
-    assert pill(artifacts) == ("fail: no file could be run here, so nothing is verified", "fail", "")
+    assert pill(artifacts) == ("nothing is verified: no file could be run here", "fail", "")
     assert "Use a machine that can run the files" in artifacts.page().section("Next step").text
 
 

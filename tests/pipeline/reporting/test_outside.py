@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from export.errors import ProjectError
+from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.data.decode import DecodeSpec
 from pipeline.reporting import charts
 from pipeline.reporting.charts import data_uri
@@ -28,6 +29,10 @@ from tests.pipeline.report_artifacts import (
     SIZE,
     Artifacts,
     hop,
+    image_noise,
+    image_results,
+    layer,
+    layer_run,
     not_compared,
     row,
     write_csv,
@@ -197,7 +202,7 @@ def test_damaged_sensitivity(artifacts: Artifacts, column: str, value: str) -> N
 
 def test_a_layer_that_overflows_is_shown(artifacts: Artifacts) -> None:
     artifacts.sensitivity = [("conv_3", "n3", "Conv", "-inf", "inf", "0.1000", "0.5000", "fp16"), *LAYERS]
-    assert artifacts.write().page().rows("Layers")[0]["SQNR alone, dB"] == "-inf"
+    assert artifacts.write().page().rows("Sensitivity to INT8")[0]["SQNR alone, dB"] == "-inf"
 
 
 @pytest.mark.parametrize(
@@ -294,6 +299,13 @@ def test_nothing_from_outside_becomes_part_of_the_page(artifacts: Artifacts, rea
     artifacts.predictions = [(f"images/{EVIL.replace('/', '')}", "ok", EVIL, 0.5, ""), ("x", "error", "", "", EVIL)]
     artifacts.sensitivity = [(EVIL, "n", EVIL, "1.0", "1.0", "0.5", "0.5", "int8")]
     artifacts.plans = ["build/rtx/fp16-<i>.plan"]
+    results = image_results({ONNX[2]: [1, 2, 0, 1, 2, 0]})
+    artifacts.results = replace(results, names=(EVIL, *results.names[1:]))
+    artifacts.hops[2] = hop(ONNX[2], "int8", image_noise=image_noise([(0, 5.0)]))
+    artifacts.hints = (Hint(EVIL, EVIL, "unknown", EVIL, EVIL, EVIL, EVIL),)
+    artifacts.decoding = (Decoding(EVIL, 1, False, 1, 0.5, rule=EVIL),)
+    artifacts.layers = (layer_run(EVIL, "int8", 20.0, layer(EVIL, 1.0, 1.0), note=EVIL),)
+    artifacts.without_tensor = {EVIL: EVIL}
     root = artifacts.write().root
     _replace(root / "build/rtx/fp16-<i>.json", "a convolution is FP32", "SM86", "1.7.1")
     _replace(root / "benchmark/benchmark.json", "Fast CPU", "Big GPU")
@@ -305,7 +317,9 @@ def test_nothing_from_outside_becomes_part_of_the_page(artifacts: Artifacts, rea
     assert not page.root.all("i")
     source = (artifacts.folder / "out/report.html").read_text(encoding="utf-8")
     assert "\0" not in source
-    for title in ("Training", "Parity", "Speed", "Predictions", "Layers", "Quantization", "INT8 placement", "Engines"):
+    quantized = ("Sensitivity to INT8", "Quantization", "INT8 placement")
+    explained = ("Changed answers", "Classes", "Noise of each image", "Layers against Keras", "How files are decoded")
+    for title in (*quantized, *explained, "Training", "Parity", "Speed", "Predictions", "Engines", "What to look at"):
         assert shown in page.section(title).text, title
     assert f"doubt {shown}" in page.alerts
     assert shown in page.section("What was judged").text

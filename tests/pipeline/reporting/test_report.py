@@ -25,7 +25,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     engine = row("tensorrt", "int8", 4, 3.0, variant="latency", caveat="no copies", compute=compute(1.75))
     artifacts.rows = [*(artifacts.rows or []), row("onnxruntime", "int8", 4, None), engine]
     page = artifacts.write().page()
-    words = "pass: 3 ONNX files on 200 images; engines not run here"
+    words = "ONNX files pass on 200 images; engines not run"
     assert (page.badge.text, page.badge.kinds) == (words, {"badge", "pass"})
     assert page.alerts == []
     assert page.card("Keras accuracy") == ("92.50%", "Keras accuracy on 200 test images", set())
@@ -94,7 +94,7 @@ def test_a_page_shows_every_number_in_its_place(artifacts: Artifacts, real_plots
     assert "from 54 calibration images" in words
     assert "made on 18 others" in words
     assert "19 of 21 convolutions compute in INT8; 7 activations were equalized" in words
-    assert page.rows("Layers")[0] == {
+    assert page.rows("Sensitivity to INT8")[0] == {
         "stays": "FP16",
         "layer": "conv_2",
         "operator": "Conv",
@@ -138,7 +138,7 @@ def test_a_model_that_was_taken_over(artifacts: Artifacts) -> None:
     assert words in page.section("Model").text
     assert "Not measured. python -m pipeline benchmark -c " in page.section("Speed").text
     assert "hand.yaml" in page.section("Speed").text, "without its recipe the command measures another"
-    assert "hand.yaml --set quantize.sensitivity=always" in page.section("Layers").text
+    assert "hand.yaml --set quantize.sensitivity=always" in page.section("Sensitivity to INT8").text
     assert "None was built on this machine. rtx: no wheel" in page.section("Engines").text
     assert "benchmark not run" in page.section("Stages").text
 
@@ -150,7 +150,7 @@ def test_no_epoch_and_no_budget(artifacts: Artifacts) -> None:
     page = artifacts.page()
     assert "no epoch was trained" in page.section("Training").text
     assert "The INT8 graph missed it on these images." in page.section("Quantization").text
-    assert "meets the budget" not in page.section("Layers").text
+    assert "meets the budget" not in page.section("Sensitivity to INT8").text
 
 
 @pytest.mark.parametrize("missed", ["INT8", "FP16"])
@@ -236,7 +236,12 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
     page = artifacts.write().page()
     why = "" if verdict == "pass" else ": SQNR 42.5 dB, at least 60.0 dB needed"
     assert page.card("INT8") == ("61.20%", f"INT8 agrees with Keras - {verdict}{why}", {verdict})
-    assert (page.badge.text.partition(":")[0], verdict in page.badge.kinds) == (verdict, True)
+    words = {
+        "pass": "ONNX files pass",
+        "fail": "model.int8.onnx fails",
+        "inconclusive": "model.int8.onnx is inconclusive",
+    }
+    assert (page.badge.text.partition(" on 200 ")[0], verdict in page.badge.kinds) == (words[verdict], True)
     assert page.rows("Parity")[2]["verdict"] == verdict
     assert page.section("Parity").all("td")[16].all("span", "badge")[0].kinds == {"badge", verdict}
     css = page.root.all("style")[0].children[0]
@@ -335,7 +340,7 @@ def test_one_engine_that_passed(artifacts: Artifacts) -> None:
 
 def speed(artifacts: Artifacts, *rows, **more: object) -> tuple[str, str, set[str]] | None:
     from pipeline.artifacts.parity_report import ParityReport, overall_verdict
-    from pipeline.reporting.headline import speed_card
+    from pipeline.reporting.cards import speed_card
 
     hops = (*artifacts.hops, hop(PLAN, "int8", str(more.get("verdict", "pass"))))
     card = speed_card(rows, ParityReport(overall_verdict(hops), {}, hops, {}))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.artifacts.fastest import Contender, Pair, Serves, make_contest
 from pipeline.artifacts.parity_report import ParityReport, overall_verdict
-from pipeline.reporting.headline import is_proxy, speed_card
+from pipeline.reporting.cards import is_proxy, speed_card
 from tests.pipeline.report_artifacts import ONNX, Artifacts, hop, row
 
 FP16, INT8 = "build/rtx/fp16.plan", "build/rtx/int8.plan"

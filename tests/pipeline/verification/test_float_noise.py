@@ -13,7 +13,7 @@ from export.preprocessing import PreprocessingSpec
 from export.records import from_json, to_json
 from pipeline.artifacts.parity_report import PASS, Hop, ParityReport
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
-from pipeline.reporting.sections import parity_section
+from pipeline.reporting.parity import parity_section
 from pipeline.runners.keras import KerasRunner
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.table import parity_table
