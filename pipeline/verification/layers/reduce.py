@@ -147,7 +147,9 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.sources = [info.name for info in self.model.graph.input if info.name not in constants(self.model.graph)]
-        self.order = [name for node in self.model.graph.node for name in node.output if name in self.known]
+        fixed = _fixed(self.model)
+        written = [name for node in self.model.graph.node for name in node.output]
+        self.order = [name for name in written if name in self.known and name not in fixed]
 
     def bisect(self, end: str) -> Part | None:
         """Return a failing part with the earliest end and the latest beginning that bisection finds."""
@@ -177,7 +179,8 @@ class _Search:
     def _smaller(self, part: Part) -> Iterator[ModelProto]:
         """Yield the parts of a part with fewer nodes, the latest beginnings first."""
         (end,) = part.expected
-        inside = [name for node in part.model.graph.node for name in node.output if name in self.known and name != end]
+        written = {name for node in part.model.graph.node for name in node.output}
+        inside = [name for name in self.order if name in written and name != end]
         for name in reversed(inside):
             yield extract(part.model, [*part.inputs, name], [end])
         for name in inside:
@@ -229,16 +232,20 @@ def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
+def _fixed(model: ModelProto) -> set[str]:
+    """Return the tensors that nodes compute from initializers alone."""
+    weights, fixed = set(constants(model.graph)), set[str]()
+    for node in model.graph.node:
+        if all(name in weights or name in fixed for name in inputs_of(node)):
+            fixed |= set(node.output)
+    return fixed
+
+
 def _folded(model: ModelProto) -> ModelProto:
     """Return the model with an initializer for each tensor that is computed from initializers alone."""
-    fixed = set(constants(model.graph))
-    kept = []
-    for node in model.graph.node:
-        if all(name in fixed for name in inputs_of(node)):
-            fixed |= set(node.output)
-        else:
-            kept.append(node)
-    made = sorted({name for node in kept for name in inputs_of(node)} & (fixed - set(constants(model.graph))))
+    fixed = _fixed(model)
+    kept = [node for node in model.graph.node if not fixed & set(node.output)]
+    made = sorted({name for node in kept for name in inputs_of(node)} & fixed)
     if not made:
         return model
     values = open_session(with_outputs(model, made), exact=True).run(made, {})
