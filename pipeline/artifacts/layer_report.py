@@ -25,11 +25,12 @@ class LayerRow:
         own_sqnr_db: The same where the layer is fed with Keras' values: its own error; None as above.
         cosine: Mean cosine similarity over the images; None where not all is finite.
         finite: Whether all values are finite.
-        saturated: Share of the values at the ends of the range: of the INT8 scale, or beyond FP16's largest number;
-            None where the tensor has neither.
-        range_used: Largest absolute value of Keras' output over the largest that the scale represents; None without a
-            scale.
+        saturated: Share of Keras' values that the tensor cuts off: beyond the range of the INT8 scale that reads it, or
+            beyond FP16's largest number; None where it has neither.
+        range_used: Largest absolute value of Keras' output over the largest that the scale, or FP16, represents; None
+            without either.
         largest: Largest absolute value of Keras' output.
+        own_finite: Whether all values are finite where the layer is fed with Keras' values.
     """
 
     layer: str
@@ -41,6 +42,7 @@ class LayerRow:
     saturated: float | None
     range_used: float | None
     largest: float
+    own_finite: bool = True
 
 
 @dataclass(frozen=True)

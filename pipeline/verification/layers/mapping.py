@@ -1,9 +1,27 @@
-"""Which tensor of an ONNX file holds the output of which Keras layer."""
+"""Which tensor of an ONNX file holds the output of which Keras layer.
+
+A layer is found by its values on a few images, whoever exported the file. Behind a fault no value is as it should be:
+there the tensor of the first layer that is not found is decided by the names of nodes, where they are those of layers,
+or else by the direction of its values. Its readers are then given Keras' values, so that the layers behind it are found
+by theirs.
+"""
 
 from collections.abc import Mapping as Table
 from dataclasses import dataclass
 
 import numpy as np
+
+from export.onnx_passes.graph import op_counts
+from export.onnx_passes.layer_names import keras_layer
+from pipeline.verification.layers.keras_layers import INPUT, KerasLayer, KerasLayers
+from pipeline.verification.layers.matching import Place, best_pairs, cosine_of, find_candidates
+from pipeline.verification.layers.subject import FedSession, Subject
+
+_FOUND_DB = 20.0  # between a tensor and the layer that it holds; two layers that differ by as little are told apart
+_FOUND_INT8_DB = 10.0  # rounding to INT8 takes this much, layer after layer
+_DIRECTION = 0.5  # cosine similarity of a faulty layer with what it should be
+_BEHIND = 3  # layers that may be folded into the one before them
+NOT_FOUND = "no tensor of the file has its values"
 
 
 @dataclass(frozen=True)
@@ -13,7 +31,8 @@ class MappedLayer:
     Args:
         name: Name of the layer, see `pipeline.verification.layers.keras_layers`.
         kind: Its class.
-        inputs: Names of the mapped layers whose outputs it reads in Keras, through layers without a tensor.
+        inputs: Names of the mapped layers whose outputs it reads in Keras, through layers without a tensor; `INPUT`
+            for the pixels.
         tensor: Name of the tensor.
         channels_first: Whether the tensor has its channels behind the batch, where Keras has them last.
         shape: Shape of the layer's output for one image, in Keras' layout.
@@ -28,8 +47,7 @@ class MappedLayer:
 
     def in_file(self, value: np.ndarray, like: np.ndarray) -> np.ndarray:
         """Return Keras' value (N, ...) in the layout of the tensor, with the shape of `like`."""
-        moved = np.moveaxis(value, -1, 1) if self.channels_first else value
-        return np.ascontiguousarray(moved).reshape(len(value), *like.shape[1:])
+        return Place(self.tensor, self.channels_first).of_keras(value).reshape(len(value), *like.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -43,3 +61,192 @@ class Mapping:
 
     layers: tuple[MappedLayer, ...]
     without_tensor: Table[str, str]
+
+
+def map_layers(
+    keras_layers: KerasLayers, subject: Subject, pixels: np.ndarray, source: Mapping | None = None
+) -> Mapping:
+    """Find the tensor of each layer.
+
+    Args:
+        keras_layers: The reference.
+        subject: The file.
+        pixels: uint8 (N, height, width, 3) RGB of a few images; as many as the file's batch where that is fixed.
+        source: Of the file that this one was made from: tensors that still have their names keep their layers.
+            Defaults to None.
+    """
+    reference = keras_layers.outputs(pixels)
+    search = _Search(keras_layers.layers, reference, subject, pixels)
+    if source is not None:
+        search.keep(source)
+    search.run()
+    return search.result()
+
+
+class _Search:
+    """The layers found so far.
+
+    Args:
+        layers: Layers of the model by name, in an order in which each follows its inputs.
+        reference: Their outputs by name.
+        subject: The file.
+        pixels: The images.
+    """
+
+    def __init__(
+        self,
+        layers: Table[str, KerasLayer],
+        reference: Table[str, np.ndarray],
+        subject: Subject,
+        pixels: np.ndarray,
+    ) -> None:
+        self._layers, self._reference, self._subject = layers, reference, subject
+        self._inputs = subject.inputs(pixels)
+        self._same = _equal_layers(reference)
+        self._readers: dict[str, list[str]] = {name: [] for name in layers}
+        for layer in layers.values():
+            for name in layer.inputs:
+                self._readers[name].append(layer.name)
+        self._last = [*layers][-1]
+        self._places: dict[str, Place] = {}
+        self._shapes: dict[str, np.ndarray] = {}  # a value of each place, for its shape
+        self._passed: set[str] = set()  # layers that are looked for no more
+        if subject.feed is not None:
+            self._passed.add(INPUT)  # its values are fed, and no node writes them
+        self._written_by = {name: keras_layer(node.name) for node in subject.model.graph.node for name in node.output}
+        known = sum(name in layers for name in self._written_by.values())
+        self._named = 2 * known > len(self._written_by)
+        self._threshold = _FOUND_INT8_DB if "QuantizeLinear" in op_counts(subject.model) else _FOUND_DB
+
+    def keep(self, source: Mapping) -> None:
+        """Take over the places of another file; a layer whose tensor has another name here is found by its values."""
+        values = self._values({layer.shape for layer in self._layers.values()})
+        renamed: dict[str, np.ndarray] = {}
+        for layer in source.layers:
+            if layer.tensor in values and values[layer.tensor].size == self._reference[layer.name].size:
+                self._place(layer.name, Place(layer.tensor, layer.channels_first), values)
+            else:
+                renamed[layer.name] = self._reference[layer.name]
+        others = {name: value for name, value in values.items() if name not in self._shapes}
+        for name, place in best_pairs(renamed, others, self._threshold).items():
+            self._place(name, place, values)
+
+    def run(self) -> None:
+        """Find layers until every one is found, or nothing more can be decided."""
+        while missing := self._missing():
+            values = self._values({self._layers[name].shape for name in missing})
+            wanted = {name: self._reference[name] for name in missing}
+            if pairs := best_pairs(wanted, values, self._threshold):
+                for name, place in pairs.items():
+                    self._place(name, place, values)
+            elif not self._decide(missing, values):
+                return
+
+    def result(self) -> Mapping:
+        """Return what was found."""
+        missing = set(self._missing())
+        layers, without = [], {}
+        for name, layer in self._layers.items():
+            if name in self._places:
+                place = self._places[name]
+                sources = tuple(dict.fromkeys(s for source in layer.inputs for s in self._sources(source)))
+                layers.append(MappedLayer(name, layer.kind, sources, place.tensor, place.channels_first, layer.shape))
+            elif name in self._same:
+                without[name] = f"has the values of {self._same[name]}"
+            elif name != INPUT or self._subject.feed is None:
+                without[name] = NOT_FOUND if name in missing else f"folded into {self._holder(name)}"
+        return Mapping(tuple(layers), without)
+
+    def _place(self, name: str, place: Place, values: Table[str, np.ndarray]) -> None:
+        self._places[name] = place
+        self._shapes[place.tensor] = values[place.tensor]
+
+    def _values(self, shapes: set[tuple[int, ...]]) -> dict[str, np.ndarray]:
+        """Return the tensors that may hold a layer of one of these shapes; found ones are given to their readers."""
+        fed = {place.tensor: place.of_keras(self._reference[name]) for name, place in self._places.items()}
+        tensors = [t for t in find_candidates(self._subject.model, shapes) if t not in fed]
+        if not tensors:
+            return {}
+        session = FedSession(self._subject.model, list(fed), tensors)
+        given = {
+            tensor: value.reshape(self._shapes[tensor].shape) / self._subject.factor(tensor, self._shapes[tensor])
+            for tensor, value in fed.items()
+        }
+        found = session.run(self._inputs, given)
+        return {name: value.astype(np.float32) * self._subject.factor(name, value) for name, value in found.items()}
+
+    def _missing(self) -> list[str]:
+        """Return the layers that are not found, and are in no layer behind them that is, in order."""
+        covered: set[str] = set()
+        for name in reversed([*self._layers]):
+            readers = self._readers[name]
+            held = name in self._places or self._same.get(name) in self._places or name in self._passed
+            if held or (name != self._last and all(reader in covered for reader in readers)):
+                covered.add(name)
+        return [name for name in self._layers if name not in covered and name not in self._same]
+
+    def _decide(self, missing: list[str], values: Table[str, np.ndarray]) -> bool:
+        """Decide the place of the first missing layer, or of one that follows it; return whether that could be done."""
+        first = missing[0]
+        own = [name for name in values if self._written_by[name] == ("preprocessing" if first == INPUT else first)]
+        if first == INPUT:
+            turned = best_pairs({INPUT: self._reference[INPUT][..., ::-1]}, values, self._threshold)
+            if turned or not own:
+                self._passed.add(INPUT)  # the order of the channels is in the weights of the first layer
+                return True
+            self._place(INPUT, Place(own[-1], False), values)
+            return True
+        chain = self._chain(first, set(missing))
+        tensors = own if self._named else list(values)
+        for tensor in tensors:
+            fits = {
+                (name, place): cosine
+                for name in chain
+                for place, cosine in cosine_of(self._reference[name], tensor, values[tensor])
+            }
+            if fits and (self._named or max(fits.values()) >= _DIRECTION):
+                name, place = max(fits, key=lambda pair: fits[pair])
+                self._place(name, place, values)
+                return True
+        if self._named:  # a layer without nodes, whose weights are in another one
+            self._passed.add(first)
+        return self._named
+
+    def _chain(self, first: str, missing: set[str]) -> list[str]:
+        """Return a layer and those behind it whose values its tensor may hold."""
+        chain = [first]
+        named = set(self._written_by.values())
+        while len(chain) <= _BEHIND and len(readers := self._readers[chain[-1]]) == 1:
+            (name,) = readers
+            if name not in missing or (self._named and name in named):
+                break
+            chain.append(name)
+        return chain
+
+    def _sources(self, name: str) -> list[str]:
+        """Return the mapped layers that give a layer's values; `INPUT` if they are computed of the pixels."""
+        name = self._same.get(name, name)
+        if name in self._places or name == INPUT:
+            return [name]
+        return [source for inner in self._layers[name].inputs for source in self._sources(inner)]
+
+    def _holder(self, name: str) -> str:
+        """Return the first layer behind another one that has a tensor."""
+        waiting = [name]
+        for current in waiting:
+            for reader in self._readers[current]:
+                if reader in self._places:
+                    return reader
+                waiting.append(reader)
+        return next(iter(self._layers))
+
+
+def _equal_layers(reference: Table[str, np.ndarray]) -> dict[str, str]:
+    """Return the layers whose values are those of an earlier one, such as a Dropout or a Flatten, with that one."""
+    firsts: dict[tuple[int, bytes], str] = {}
+    same: dict[str, str] = {}
+    for name, value in reference.items():
+        first = firsts.setdefault((value.size, value.tobytes()), name)
+        if first != name:
+            same[name] = first
+    return same

@@ -1,0 +1,169 @@
+"""Every layer of a file against Keras: as the file computes it, and where each layer is given Keras' values.
+
+The second is a layer's own error. One graph, cut at the tensor of every layer, gives all of them in one run: each tensor
+is computed of what is given before it. Images pass in small batches, and only sums are kept.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from onnx import numpy_helper
+
+from export.errors import ProjectError
+from export.fp16.convert import FP16_MAX
+from export.onnx_passes.graph import Index
+from export.tensorrt.sidecar import Precision
+from pipeline.artifacts.layer_report import LayerRow, LayerRun
+from pipeline.verification.layers.keras_layers import KerasLayers
+from pipeline.verification.layers.mapping import Mapping as LayerMapping
+from pipeline.verification.layers.stream import Distance, Range, Usage
+from pipeline.verification.layers.subject import FedSession, Subject
+
+# Smallest SQNR of a layer's own error. Layers of good files stay above, see docs/verification.md.
+THRESHOLDS_DB: Final[Mapping[Precision, float]] = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0}
+_BATCH_BYTES = 96 * 2**20  # outputs of all layers of a batch; the file's tensors take about twice as much again
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """One layer on a few images, in the layout of the file.
+
+    Args:
+        inputs: What the nodes of the layer read, by name of the tensor: Keras' values, or inputs of the file.
+        reference: Keras' output, divided by the tensor's factors where it was equalized.
+        own: The layer's output computed of `inputs`.
+        total: The layer's output in the whole file.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    reference: np.ndarray
+    own: np.ndarray
+    total: np.ndarray
+
+
+def batch_size(keras_layers: KerasLayers, subject: Subject) -> int:
+    """Return how many images are compared at once: as memory allows, or as the file asks."""
+    return subject.batch or min(16, max(1, _BATCH_BYTES // keras_layers.bytes_per_image))
+
+
+def compare_layers(
+    keras_layers: KerasLayers,
+    mapping: LayerMapping,
+    subject: Subject,
+    pixels: np.ndarray,
+    advance: Callable[[int], object] = lambda images: None,
+) -> LayerRun:
+    """Compare the layers of a file with Keras' on some images.
+
+    Args:
+        keras_layers: The reference.
+        mapping: Tensors of the layers, see `pipeline.verification.layers.mapping.map_layers`.
+        subject: The file.
+        pixels: uint8 (N, height, width, 3) RGB.
+        advance: Called with the number of images that were compared. Defaults to none.
+
+    Raises:
+        ProjectError: The file is fixed to a batch of more images, or no layer has a tensor.
+    """
+    start = time.perf_counter()
+    layers = mapping.layers
+    size = batch_size(keras_layers, subject)
+    if not layers or len(pixels) < size:
+        asked = f"{size} images, its fixed batch" if layers else "a tensor for at least one layer of the Keras model"
+        raise ProjectError(
+            f"Expected {asked} to compare the layers of {subject.run}. Received: {len(pixels) if layers else 'none'}. "
+            "Compare a file that was exported of this model, with a free batch."
+        )
+    tensors = [layer.tensor for layer in layers]
+    whole = FedSession(subject.model, (), tensors)
+    fed = FedSession(subject.model, tensors, tensors)
+    index = Index.of(subject.model.graph)
+    totals = [Distance() for _ in layers]
+    owns = [Distance() for _ in layers]
+    usages: dict[str, Usage] = {}
+    for first in range(0, len(pixels) - size + 1 if subject.batch else len(pixels), size):
+        batch = pixels[first : first + size]
+        inputs, outputs = subject.inputs(batch), keras_layers.outputs(batch)
+        values = whole.run(inputs, {})
+        references: dict[str, np.ndarray] = {}
+        for layer, total in zip(layers, totals):
+            value = values.pop(layer.tensor)
+            usage = usages.get(layer.tensor) or Usage(_range_of(index, layer.tensor, value))
+            usages[layer.tensor] = usage
+            reference = layer.in_file(outputs[layer.name], value)
+            factor = subject.factor(layer.tensor, value)
+            total.add(reference, value * factor)
+            references[layer.tensor] = reference / factor
+            usage.add(reference, references[layer.tensor])
+        del outputs
+        own_values = fed.run(inputs, references)
+        for layer, own in zip(layers, owns):
+            value = own_values.pop(layer.tensor)
+            factor = subject.factor(layer.tensor, value)
+            own.add(references[layer.tensor] * factor, value * factor)
+        advance(len(batch))
+    threshold = THRESHOLDS_DB[subject.precision]
+    rows = tuple(
+        LayerRow(
+            layer.name,
+            layer.tensor,
+            total.sqnr_db,
+            own.sqnr_db,
+            total.cosine,
+            total.finite,
+            usage.saturated,
+            usage.range_used,
+            usage.largest,
+            own.finite,
+        )
+        for layer, total, own, usage in zip(layers, totals, owns, usages.values())
+    )
+    below = next((layer.name for layer, own in zip(layers, owns) if own.below(threshold)), "")
+    return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start)
+
+
+def layer_values(
+    keras_layers: KerasLayers, mapping: LayerMapping, subject: Subject, name: str, pixels: np.ndarray
+) -> LayerValues:
+    """Return the values of one layer for a few images.
+
+    Args:
+        keras_layers: The reference.
+        mapping: Tensors of the layers.
+        subject: The file.
+        name: Name of a layer that has a tensor.
+        pixels: uint8 (N, height, width, 3) RGB; as many images as the file's batch where that is fixed.
+    """
+    layer = next(layer for layer in mapping.layers if layer.name == name)
+    others = [other.tensor for other in mapping.layers]
+    session = FedSession(subject.model, others, [layer.tensor])
+    inputs, outputs = subject.inputs(pixels), keras_layers.outputs(pixels)
+    read = [other for other in mapping.layers if other.tensor in session.reads]
+    values = FedSession(subject.model, (), [layer.tensor, *(other.tensor for other in read)]).run(inputs, {})
+    references = {
+        other.tensor: other.in_file(outputs[other.name], values[other.tensor])
+        / subject.factor(other.tensor, values[other.tensor])
+        for other in (layer, *read)
+    }
+    given = {other.tensor: references[other.tensor] for other in read}
+    return LayerValues(
+        {**{source: inputs[source] for source in session.inputs}, **given},
+        references[layer.tensor],
+        session.run(inputs, given)[layer.tensor],
+        values[layer.tensor],
+    )
+
+
+def _range_of(index: Index, tensor: str, value: np.ndarray) -> Range | None:
+    """Return what a tensor can hold without being cut off: by the scale of the Q/DQ pair that reads it, or in FP16."""
+    for node in index.readers.get(tensor, ()):
+        parameters = [numpy_helper.to_array(index.constants[n]) for n in node.input[1:] if n in index.constants]
+        if node.op_type == "QuantizeLinear" and parameters and parameters[0].size == 1:
+            scale, zero = float(parameters[0].item()), [*parameters, np.zeros((), np.uint8)][1]
+            limits, zero_point = np.iinfo(zero.dtype), int(zero.item())
+            # What is up to half a step beyond the last level is rounded to it.
+            return Range((limits.min - zero_point - 0.5) * scale, (limits.max - zero_point + 0.5) * scale)
+    return Range(-FP16_MAX, FP16_MAX) if value.dtype == np.float16 else None

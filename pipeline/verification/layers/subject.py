@@ -1,0 +1,86 @@
+"""An ONNX file whose layers are compared, and sessions that give some of its tensors Keras' values."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from export.onnx_passes.cut import cut, given, with_outputs
+from export.ort_session import open_session
+from export.tensorrt.sidecar import Precision
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A file.
+
+    Args:
+        run: Name of its run, see `pipeline.artifacts.parity_report.run_name`.
+        precision: "fp32", "fp16" or "int8".
+        model: Its graph.
+        factors: Tensor -> (C,): what its channels are multiplied by to get Keras' values, see
+            `export.int8.equalization`. Defaults to none.
+        feed: Function from uint8 pixels (N, height, width, 3) to the inputs by name. Defaults to None: the only input
+            takes the pixels as they are.
+    """
+
+    run: str
+    precision: Precision
+    model: ModelProto
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    feed: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
+
+    def inputs(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the inputs of the file for some pixels."""
+        return {self.model.graph.input[0].name: pixels} if self.feed is None else self.feed(pixels)
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the file is fixed to; None if it takes any."""
+        shape = self.model.graph.input[0].type.tensor_type.shape
+        return (shape.dim[0].dim_value or None) if shape.dim else None
+
+    def factor(self, tensor: str, value: np.ndarray) -> np.ndarray | float:
+        """Return the factors of a tensor in a shape that multiplies its values; 1 where it has none."""
+        if tensor not in self.factors:
+            return 1.0
+        return self.factors[tensor].astype(np.float32).reshape(1, -1, *[1] * (value.ndim - 2))
+
+
+class FedSession:
+    """A session of a model that reads given values in place of some tensors, and returns others.
+
+    Args:
+        model: The file's graph.
+        fed: Tensors whose readers get what is given.
+        outputs: Tensors to return.
+
+    Attributes:
+        reads: Those of `fed` that the outputs need.
+        inputs: Inputs of the file that the outputs need.
+    """
+
+    def __init__(self, model: ModelProto, fed: Collection[str], outputs: Sequence[str]) -> None:
+        graph = with_outputs(cut(model, [*fed]) if fed else model, outputs)
+        # A plan of all activations at once costs more memory than it saves time.
+        self._session: Any = open_session(graph, exact=True, memory_pattern=False, spinning=False)
+        self._types = {item.name: item.type for item in self._session.get_inputs()}
+        self._outputs = [item.name for item in self._session.get_outputs()]
+        self.reads = tuple(name for name in fed if given(name) in self._types)
+        self.inputs = tuple(set(self._types) - {given(name) for name in self.reads})
+
+    def run(self, inputs: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tensors by name.
+
+        Args:
+            inputs: Inputs of the file; those that nothing needs are ignored.
+            values: Value of each tensor of `reads`, in any float type.
+        """
+        feeds = {name: value for name, value in inputs.items() if name in self._types}
+        for name in self.reads:
+            half = self._types[given(name)] == "tensor(float16)"
+            with np.errstate(over="ignore"):  # what FP16 cannot hold is infinite there
+                feeds[given(name)] = values[name].astype(np.float16 if half else np.float32, copy=False)
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds)))
