@@ -401,10 +401,10 @@ def test_a_verdict_of_another_version_is_refused_with_what_remakes_it(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = chain.root / "verify" / "parity.json"
-    path.write_text(json.dumps(strict_json(path) | {"schema": 2}))
+    path.write_text(json.dumps(strict_json(path) | {"schema": 3}))
     photo = str(next(chain.images.rglob("*.png")))
     assert chain.run("infer", photo, "-o", str(tmp_path / "out.csv")) == 2
-    said = "Expected the verdict of schema 3 in"
+    said = "Expected the verdict of schema 4 in"
     assert said in (err := capsys.readouterr().err)
     assert "Received: schema 2. Run the recipe's verify stage again." in err
     assert chain.run("report") == 2

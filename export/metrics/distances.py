@@ -41,6 +41,10 @@ class Comparison:
         accuracy_drop: Accuracy of the reference minus that of the candidate, from counts; None without labels.
         accuracy_drop_interval: Tango interval (95 %) of that drop; None without labels.
         mcnemar: The McNemar test of the lost and gained images; None without labels.
+        mean_abs: Mean absolute difference; inf if the candidate is not finite.
+        relative_l2: Euclidean norm of the difference over that of the reference; inf if the candidate is not finite.
+        top5_agreement: Share of rows whose top class in the reference is among the candidate's best five; None with
+            fewer than six classes.
     """
 
     images: int
@@ -56,6 +60,9 @@ class Comparison:
     accuracy_drop: float | None = None
     accuracy_drop_interval: tuple[float, float] | None = None
     mcnemar: McNemar | None = None
+    mean_abs: float = 0.0
+    relative_l2: float = 0.0
+    top5_agreement: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types; a number that is not finite becomes None."""
@@ -103,6 +110,27 @@ def relative_error(reference: np.ndarray, candidate: np.ndarray) -> float:
     return difference / largest if largest > 0.0 else math.inf
 
 
+def mean_abs(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Return the mean absolute difference; inf if the candidate is not finite."""
+    a, b = _pair(reference, candidate)
+    return float(np.mean(np.abs(a - b))) if np.all(np.isfinite(b)) else math.inf
+
+
+def relative_l2(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Return the Euclidean norm of the difference over that of the reference.
+
+    It is 0 if both are equal, and inf if the candidate is not finite, or the reference is all zero and the candidate is
+    not.
+    """
+    a, b = _pair(reference, candidate)
+    if not np.all(np.isfinite(b)):
+        return math.inf
+    difference, norm = float(np.linalg.norm(a - b)), float(np.linalg.norm(a))
+    if difference == 0.0:
+        return 0.0
+    return difference / norm if norm > 0.0 else math.inf
+
+
 def sqnr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
     """Return 10·log10(Σ reference² / Σ (reference − candidate)²) in dB.
 
@@ -133,15 +161,32 @@ def cosine(reference: np.ndarray, candidate: np.ndarray) -> float:
     return float(np.mean(np.where(finite, np.clip(values, -1.0, 1.0), 0.0)))
 
 
-def _top1(logits: np.ndarray) -> np.ndarray:
-    """Return the top class of each row, -1 if the row is not finite (np.argmax returns the index of a NaN)."""
+def top_classes(logits: np.ndarray) -> np.ndarray:
+    """Return the top class of each row of (N, C); -1 if the row is not finite (np.argmax would give its NaN)."""
     return np.where(np.all(np.isfinite(logits), axis=1), np.argmax(logits, axis=1), -1)
 
 
 def top1_agreement(reference: np.ndarray, candidate: np.ndarray) -> float:
     """Return the share of rows of two (N, C) arrays with the same top class."""
     a, b = _pair(_rows(reference), _rows(candidate))
-    return float(np.mean(_top1(a) == _top1(b)))
+    return float(np.mean(top_classes(a) == top_classes(b)))
+
+
+def top5_agreement(reference: np.ndarray, candidate: np.ndarray) -> float | None:
+    """Return the share of rows whose top class in the reference is among the candidate's best five.
+
+    Of equal logits the lower class is better. A row that is not finite in the candidate does not agree.
+
+    Returns:
+        float | None: None for fewer than six classes, where it would show little or nothing.
+    """
+    a, b = _pair(_rows(reference), _rows(candidate))
+    if a.shape[1] < 6:
+        return None
+    top = np.argmax(a, axis=1)[:, None]
+    own = np.take_along_axis(b, top, axis=1)
+    better = (b > own) | ((b == own) & (np.arange(b.shape[1]) < top))
+    return float(np.mean((np.sum(better, axis=1) < 5) & np.all(np.isfinite(b), axis=1)))
 
 
 def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -152,7 +197,7 @@ def _hits(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
             f"Expected {rows.shape[0]} integer labels. Received: {expected.dtype} {expected.shape} "
             "(one class index per row, not one-hot)."
         )
-    return np.asarray((_top1(rows) == expected) & (expected >= 0))
+    return np.asarray(top_classes(rows) == expected)
 
 
 def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | None = None) -> Comparison:
@@ -161,7 +206,8 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
     Args:
         reference: (N, C), finite.
         candidate: (N, C).
-        labels: (N,) integer class indices. Defaults to None: no accuracies and no test.
+        labels: (N,) integer class indices; rows without one have -1 and count in no accuracy. Defaults to None: no row
+            has one. Without any label there are no accuracies and no test.
 
     Raises:
         ProjectError: If the shapes do not fit or the reference is not finite.
@@ -177,10 +223,17 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
         top1_agreement=agreement,
         agreement_interval=wilson_interval(round(agreement * a.shape[0]), a.shape[0]),
         finite=bool(np.all(np.isfinite(b))),
+        mean_abs=mean_abs(a, b),
+        relative_l2=relative_l2(a, b),
+        top5_agreement=top5_agreement(a, b),
     )
     if labels is None:
         return distances
     before, after = _hits(a, labels), _hits(b, labels)
+    known = np.asarray(labels) >= 0
+    if not known.any():
+        return distances
+    before, after = before[known], after[known]
     losses, gains = int(np.sum(before & ~after)), int(np.sum(after & ~before))
     return replace(
         distances,

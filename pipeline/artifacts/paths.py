@@ -22,6 +22,7 @@ TENSORRT8: Mapping[str, str] = {
 }
 # An engine is a plan and the sidecar beside it; they are read together.
 ENGINES = ("build/*/*.plan", "build/*/*.json")
+CALIBRATION_IMAGES = "quantize/images.json"
 PARITY = "verify/parity.json"
 REFERENCE = "verify/reference.npz"
 IMAGE_RESULTS = "verify/images.npz"

@@ -8,9 +8,9 @@ from export.errors import DataError, ProjectError
 from export.tensorrt.driver import driver_status
 from export.words import count, listed
 from pipeline.artifacts.files import write_json
-from pipeline.artifacts.inputs import Consulted, Inputs, Required, Split
+from pipeline.artifacts.inputs import Consulted, Inputs, Optional, Required, Split
 from pipeline.artifacts.parity_report import INCONCLUSIVE, NOT_RUN
-from pipeline.artifacts.paths import CARD, KERAS, PARITY, REFERENCE
+from pipeline.artifacts.paths import CALIBRATION_IMAGES, CARD, IMAGE_RESULTS, KERAS, PARITY, REFERENCE
 from pipeline.artifacts.results import Verified
 from pipeline.data.splits import images_in_all
 from pipeline.models.model_card import read_card
@@ -23,20 +23,25 @@ log = logging.getLogger(__name__)
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
-    """Write ``reference.npz`` and ``parity.json``.
+    """Write ``reference.npz``, ``parity.json`` and ``images.npz``.
 
     The files themselves do not change: the verdict is bound to them by their sha256.
 
     Raises:
-        DataError: fewer test images than the recipe's minimum, or unreadable ones above its limit.
+        DataError: fewer test images than the recipe's minimum, unreadable ones above its limit, or images that
+            calibrated the INT8 file.
         ProjectError: neither Keras nor a matching ``reference.npz`` is here, or nothing here runs any of the files.
     """
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
+    from pipeline.verification.calibration_images import refuse_calibration_images
     from pipeline.verification.doubts import doubts
+    from pipeline.verification.flips import collect_results
     from pipeline.verification.parity import judge
-    from pipeline.verification.verify import list_candidates, make_reference, parity_table, run_all
+    from pipeline.verification.verify import list_candidates, list_samples, make_reference, parity_table, run_all
 
     card = read_card(inputs.path(CARD))
+    samples = list_samples(inputs, settings.verify.max_images)
+    refuse_calibration_images(samples, inputs)
     reference, skipped = make_reference(inputs, settings, card, out)
     candidates = list_candidates(inputs, settings.runtime)
     answers = run_all(candidates, reference, settings.verify.batch_size, card.check_runner)
@@ -52,6 +57,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
     parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
     write_json(out / Path(PARITY).name, parity)
+    collect_results(reference, candidates, answers).write(out / Path(IMAGE_RESULTS).name)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
     result = Verified(parity.verdict, len(reference.labels), accuracy, skipped, tuple(warnings))
     if parity.verdict != INCONCLUSIVE:
@@ -83,7 +89,7 @@ def count_further_images(inputs: Inputs, most: int, needed: int) -> tuple[int | 
 STAGE = Stage(
     "verify",
     inputs=(
-        *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
+        *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES, Optional(CALIBRATION_IMAGES)),
         Split("test", minimum="verify.min_images"),
         *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),

@@ -10,7 +10,8 @@ from export.errors import DeviceUnavailableError, ProjectError
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
 from pipeline.runners.base import Runner, Top, top_k_of
-from pipeline.verification.parity import Answer, Candidate, Finding
+from pipeline.verification.parity import Answer, Candidate
+from pipeline.verification.thresholds import Finding
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +36,23 @@ def evaluate(
         check: called with the open runner and its name; raises where it runs another model. Defaults to None.
 
     Returns:
-        Answer: logits; or why there are none: no such device, or an error.
+        Answer: logits and probabilities; or why there are none: no such device, or an error.
     """
     try:
         with candidate.open() as runner:
             if check is not None:
                 check(runner, candidate.run_name)
-            parts, wrong = [], []
+            logits, probabilities, wrong = [], [], []
             for start in range(0, len(pixels), batch_size):
                 batch = pixels[start : start + batch_size]
                 outputs = runner.infer(batch)
-                parts.append(outputs.logits)
+                logits.append(outputs.logits)
+                probabilities.append(outputs.probabilities)
                 if runner.graph_top_k:
                     wrong.append(mismatched_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
                 advance(len(batch))
             top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
-            return Answer(np.concatenate(parts), PASS, top=top)
+            return Answer(np.concatenate(logits), PASS, top=top, probabilities=np.concatenate(probabilities))
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except ProjectError as error:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ProjectError
+from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
 from export.records import parse_json
 from export.tensorrt.sidecar import read_sidecar, sidecar_path
-from export.words import aligned
+from export.words import aligned, count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.engines import engine_sources, engines, plan_precision
 from pipeline.artifacts.files import sha256_file
@@ -34,6 +34,7 @@ from pipeline.artifacts.parity_report import (
 )
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
+from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import Recipe
@@ -127,11 +128,25 @@ def _source(artifacts: Artifacts, plan: str) -> str:
     return next((name for name in sources if sha256_file(artifacts.path(name)) == digest), ONNX[precision])
 
 
+def list_samples(inputs: Inputs, most: int) -> Sequence[Sample]:
+    """List the test images that are compared; none where the data are not on this machine.
+
+    Args:
+        inputs: of the stage.
+        most: the recipe's verify.max_images.
+    """
+    try:
+        return inputs.images.splits["test"][:most]
+    except DataError:
+        return ()
+
+
 def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path) -> tuple[Reference, Mapping[str, str]]:
     """Compute Keras' logits on the test images, or take those of the former run if neither model nor images changed.
 
     Writes ``reference.npz`` (pixels, labels, logits, meta) into ``out``: all that a machine without TensorFlow
-    and without the data set needs to verify engines; meta holds how far rounding alone moves the logits.
+    and without the data set needs to verify engines; meta holds how far rounding alone moves the logits, and the names
+    of the images.
 
     Args:
         inputs: of the stage.
@@ -153,29 +168,34 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
         "max_images": settings.verify.max_images,
         **{name: digest for name, digest in inputs.digests.items() if name.startswith("data/")},
     }
-    former_meta, saved, noise = _read_reference(inputs)
+    former_meta, saved, noise, names = _read_reference(inputs)
     skipped: Mapping[str, str] = {}
     if saved is None or former_meta != meta:
         check_classes(inputs.images, card.classes)
-        pixels = Pixels(card.decode, settings.data.max_bad_images)
-        images, labels = pixels.all(inputs.images.splits["test"][: settings.verify.max_images], "test images")
-        check_readable(len(images), settings.verify.min_images, "test", pixels)
-        skipped = pixels.skipped
+        decoder = Pixels(card.decode, settings.data.max_bad_images)
+        samples = inputs.images.splits["test"][: settings.verify.max_images]
+        images, labels = decoder.all(samples, "test images")
+        check_readable(len(images), settings.verify.min_images, "test", decoder)
+        skipped = decoder.skipped
+        names = tuple(sample.name for sample in samples if sample.name not in skipped)
         logits, noise = _run_keras(inputs, settings, card, images)
         saved = {"pixels": images, "labels": labels, "logits": logits}
     elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote the file
         _, noise = _run_keras(inputs, settings, card, saved["pixels"], saved["logits"])
-    text = json.dumps(meta | {"noise": asdict(noise) if noise is not None else None}, sort_keys=True)
+    if not names and len(here := list_samples(inputs, settings.verify.max_images)) == len(saved["labels"]):
+        names = tuple(sample.name for sample in here)  # an earlier version wrote the file
+    beside = {"noise": asdict(noise) if noise is not None else None, "names": names}
     np.savez(
         out / Path(REFERENCE).name,
         pixels=saved["pixels"],
         labels=saved["labels"],
         logits=saved["logits"],
-        meta=np.frombuffer(text.encode(), dtype=np.uint8),
+        meta=np.frombuffer(json.dumps(meta | beside, sort_keys=True).encode(), dtype=np.uint8),
     )
     # The verdict depends on the card, which names classes and decoding, and on the images that were compared.
     with_it = {CARD: sha256_file(inputs.path(CARD)), REFERENCE: sha256_file(out / Path(REFERENCE).name)}
-    return Reference(KERAS, meta["model_sha256"], **saved, noise=noise, with_it=with_it), skipped
+    pixels, labels, logits = saved["pixels"], saved["labels"], saved["logits"]
+    return Reference(KERAS, meta["model_sha256"], pixels, labels, logits, noise, with_it, names), skipped
 
 
 def parity_table(parity: ParityReport) -> str:
@@ -252,10 +272,13 @@ def _run_keras(
         ) from error
 
 
-def _read_reference(inputs: Inputs) -> tuple[dict[str, object], dict[str, np.ndarray] | None, FloatNoise | None]:
+def _read_reference(
+    inputs: Inputs,
+) -> tuple[dict[str, object], dict[str, np.ndarray] | None, FloatNoise | None, tuple[str, ...]]:
+    """Return metadata, arrays, noise and names of the images of a former run; None and () for what is not known."""
     path = inputs.path(REFERENCE)
     if not path.is_file():
-        return {}, None, None
+        return {}, None, None, ()
     vouched = matches_manifest(inputs, REFERENCE)
     try:
         if not vouched:
@@ -264,7 +287,10 @@ def _read_reference(inputs: Inputs) -> tuple[dict[str, object], dict[str, np.nda
         meta = parse_json(arrays.pop("meta").tobytes(), "meta")
         noise = read_noise(meta)
         meta.pop("noise", None)
-        return meta, arrays, noise
+        names = tuple(map(str, meta.pop("names", ())))
+        if len(names) not in (0, len(arrays["labels"])):
+            raise ValueError(f"{len(names):,} names of {count(len(arrays['labels']), 'image')}")
+        return meta, arrays, noise, names
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is computed again
         log.warning("%s is damaged and is computed again: %s", path, error)
-        return {}, None, None
+        return {}, None, None, ()

@@ -122,7 +122,7 @@ def test_accuracy():
     logits = np.array([[1, 2], [2, 1], [np.nan, 5]])
     reference = np.ones((3, 2))
     assert distances.compare(reference, logits, np.array([1, 1, 1])).candidate_accuracy == pytest.approx(1 / 3)
-    assert distances.compare(reference, logits, np.array([-1, -1, -1])).candidate_accuracy == 0
+    assert distances.compare(reference, logits, np.array([-1, 1, 1])).candidate_accuracy == 0, "row 0 has no label"
 
 
 def test_paired_answers():

@@ -149,7 +149,7 @@ def test_an_engine_counts_with_its_sidecar(context: Context) -> None:
         (lambda tree: tree.update(subjects=[]), "'subjects' of type an object"),
         (lambda tree: tree.pop("verdict"), "'verdict' of type"),
         (lambda tree: tree.update(verdict="fail"), "the verdict 'fail' over hops whose verdict is 'pass'"),
-        (lambda tree: tree.update(schema=2), "the verdict of schema 3"),
+        (lambda tree: tree.update(schema=3), "the verdict of schema 4"),
     ],
 )
 def test_a_damaged_verdict_is_one_error_with_file_and_key(context: Context, change: Any, words: str) -> None:
