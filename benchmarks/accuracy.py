@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto
 
 from benchmarks.peers.quantizers.tools import Share, placement
-from benchmarks.telemetry import commit, machine, peak_memory_mib
+from benchmarks.telemetry import commit, machine
 from export.calibration import collect_statistics
 from export.errors import ProjectError
 from export.int8.placement import measured_tensors
@@ -36,7 +36,7 @@ from export.tensorrt.sidecar import BatchProfile
 from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.files import read_json, sha256_file, write_json
-from pipeline.artifacts.machine import Machine
+from pipeline.artifacts.machine import Machine, peak_memory_mib
 from pipeline.artifacts.output import check_output
 from pipeline.artifacts.paths import ONNX, REFERENCE, TENSORRT8
 from pipeline.artifacts.stage_files import read_calibration

@@ -78,15 +78,6 @@ def commit() -> str | None:
     return (_output("git", "-C", str(ROOT), "rev-parse", "HEAD") or "").strip() or None
 
 
-def peak_memory_mib() -> int | None:
-    """Return the peak memory of this process in MiB; None where the system does not report it (outside Linux).
-
-    ru_maxrss would include the parent's memory before exec.
-    """
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")), re.MULTILINE)
-    return int(peak[1]) // 1024 if peak is not None else None
-
-
 def resident_bytes() -> int:
     """Return the memory of this process in bytes; 0 where the system does not report it (outside Linux)."""
     return _try(lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")) or 0

@@ -33,11 +33,14 @@ class Equalized:
         model: Its logits equal those of the original model up to rounding in float32.
         statistics: Those that `export.calibration.collect_statistics` would return for it.
         tensors: The number of these activations whose ranges changed.
+        factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the original model; of
+            every tensor that changed, those without statistics too.
     """
 
     model: onnx.ModelProto
     statistics: dict[str, ChannelStatistics]
     tensors: int
+    factors: Mapping[str, np.ndarray]
 
 
 def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> Equalized:
@@ -55,6 +58,7 @@ def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
     weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(graph).items()}
     changed: dict[str, np.ndarray] = {}
     equalized: dict[str, ChannelStatistics] = {}
+    undone: dict[str, np.ndarray] = {}
     for tensors, writers, readers in _groups(result):
         activations = {name: before for name, before in statistics.items() if name in tensors}
         convs = [node for node in readers if node.op_type == "Conv"]
@@ -64,6 +68,7 @@ def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
                 _scale(node, 1.0 / factors, weights, changed, output=True)
             for node in readers:
                 _scale(node, factors, weights, changed, output=False)
+            undone |= dict.fromkeys(sorted(tensors), factors)
             equalized |= {
                 name: ChannelStatistics(before.low / factors, before.high / factors, before.mean / factors)
                 for name, before in activations.items()
@@ -71,7 +76,7 @@ def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
     for tensor in graph.initializer:
         if tensor.name in changed:
             tensor.CopyFrom(numpy_helper.from_array(changed[tensor.name].astype(np.float32), tensor.name))
-    return Equalized(result, {**statistics, **equalized}, len(equalized))
+    return Equalized(result, {**statistics, **equalized}, len(equalized), undone)
 
 
 def _groups(model: onnx.ModelProto) -> Iterator[tuple[set[str], list[onnx.NodeProto], list[onnx.NodeProto]]]:

@@ -42,12 +42,14 @@ class Calibrated:
         histograms: Tensor name -> its histogram.
         images: Number of calibration images.
         equalized: Number of activations whose ranges equalization changed.
+        factors: From `export.int8.equalization.Equalized`.
     """
 
     model: onnx.ModelProto
     histograms: Mapping[str, Histogram]
     images: int
     equalized: int
+    factors: Mapping[str, np.ndarray]
 
     def scales(self, method: str) -> Scales:
         """Return the scales of a method of `METHODS`."""
@@ -70,6 +72,7 @@ class SearchResult:
         fp16: The FP16 graph.
         model: The float model of the INT8 graph: equalized, biases corrected.
         scales: The scales of its activations.
+        factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the FP32 model.
         kept: Node name -> why it stays in float.
         int8: The INT8 graph on an FP16 base.
         placements: The precision of each of its nodes.
@@ -81,6 +84,7 @@ class SearchResult:
     fp16: Fp16Result
     model: onnx.ModelProto
     scales: Scales
+    factors: Mapping[str, np.ndarray]
     kept: Mapping[str, Kept]
     int8: onnx.ModelProto
     placements: list[Placement]
@@ -141,7 +145,7 @@ def search(
         bias_correction=correction,
         mixed=Distances.of(run.result) if run.mixed else None,
     )
-    return SearchResult(fp16, rounded, run.scales, run.kept, int8, placements, costs, run.result, report)
+    return SearchResult(fp16, rounded, run.scales, base.factors, run.kept, int8, placements, costs, run.result, report)
 
 
 def calibrate(
@@ -161,9 +165,9 @@ def calibrate(
         images: Number of images.
         equalized: Whether the channels of an activation are scaled to similar ranges.
     """
-    base = equalize(model, statistics) if equalized else Equalized(model, dict(statistics), 0)
+    base = equalize(model, statistics) if equalized else Equalized(model, dict(statistics), 0, {})
     limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
-    return Calibrated(base.model, collect_histograms(base.model, batches, limits), images, base.tensors)
+    return Calibrated(base.model, collect_histograms(base.model, batches, limits), images, base.tensors, base.factors)
 
 
 def best_method(results: Mapping[str, Comparison], budget: Budget) -> str:

@@ -7,9 +7,11 @@ Standard library only, Python 3.10 syntax.
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 
 # Instruction sets that decide the speed of INT8 and FP16 on a CPU.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_fp16", "asimddp", "i8mm")
@@ -142,3 +144,16 @@ def version_of(package: str) -> str | None:
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
     return {name: version for name in packages if (version := version_of(name)) is not None}
+
+
+def peak_memory_mib() -> int | None:
+    """Return the peak memory of this process in MiB; None where the system does not report it (outside Linux).
+
+    ru_maxrss would include the parent's memory before exec.
+    """
+    try:
+        status = Path("/proc/self/status").read_text("ascii", errors="replace")
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(peak[1]) // 1024 if peak is not None else None

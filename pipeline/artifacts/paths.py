@@ -15,6 +15,7 @@ ONNX: Mapping[str, str] = {
     "fp16": "quantize/model.fp16.onnx",
     "int8": "quantize/model.int8.onnx",
 }
+EQUALIZATION = "quantize/equalization.npz"
 # For TensorRT 8.6, whose parser takes opset 17; written only with quantize.tensorrt8.
 TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",

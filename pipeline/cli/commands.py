@@ -30,11 +30,11 @@ from pipeline.cli.verbs import build_parser
 from pipeline.recipe.load import dump_yaml, to_dict
 from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
-from pipeline.stages import BY_NAME, STAGES, build, verify
+from pipeline.stages import BY_NAME, STAGES, build, layers, verify
 from pipeline.terminal.command_line import Invocation
 from pipeline.terminal.processes import raise_interruption, run_child
 from pipeline.workflow.context import Context
-from pipeline.workflow.stage import Outcome, execute, reasons_to_run
+from pipeline.workflow.stage import Outcome, Stage, execute, reasons_to_run
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,14 @@ def _run_all(args: argparse.Namespace, context: Context) -> dict[str, object]:
     return result
 
 
-def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
+def _named_stages(args: argparse.Namespace) -> tuple[Stage[Any], ...]:
+    """Return the stage of a verb, and that of the layers behind it where they are asked for."""
     stage = BY_NAME[args.command]
+    return (stage, layers.STAGE) if stage is verify.STAGE and args.layers else (stage,)
+
+
+def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
+    stage, *others = _named_stages(args)
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # refuses a recipe that contradicts the model, even where the stage is up to date
     if stage.name == "train":
@@ -150,7 +156,7 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
         if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
             log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
     _log_missing_engines(context, outcome)
-    return _result(context, [outcome])
+    return _result(context, [outcome, *(execute(other, context, args.force) for other in others)])
 
 
 def _log_missing_engines(context: Context, outcome: Outcome) -> None:
@@ -229,7 +235,7 @@ def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
-    stages = STAGES if args.command == "run" else (BY_NAME[args.command],)
+    stages = STAGES if args.command == "run" else _named_stages(args)
     if args.command not in ("run", "train") and (context.root / CARD).is_file():
         context.card()
     explained: dict[str, list[str]] = {}

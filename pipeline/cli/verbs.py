@@ -32,6 +32,7 @@ HELP = {
     "infer": "classify images; with none named, a sample of the test images",
     "report": "one HTML page with everything",
 }
+LAYERS_HELP = "then compare every Keras layer with its tensor in each ONNX file"
 BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines, as `python -m benchmarks`"
 
 
@@ -52,8 +53,10 @@ def build_parser() -> Parser:
 
     add("run", "all stages and the benchmark; what is up to date is skipped", [recipe, stage], "-c digits")
     for name, text in HELP.items():
-        if name != "infer":
+        if name not in ("verify", "infer"):
             add(name, text, [recipe, stage], "-c digits")
+    verify = add("verify", HELP["verify"], [recipe, stage], "-c digits --layers")
+    verify.add_argument("--layers", action="store_true", help=LAYERS_HELP)
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)

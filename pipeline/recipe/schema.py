@@ -425,6 +425,7 @@ class Verify:
     min_images: Annotated[Positive, "fewer test images than this are refused"] = 50
     max_images: Annotated[int, "no more test images than this are used"] = 1000
     batch_size: Annotated[BatchSize, "images that are compared at once"] = 32
+    layer_images: Annotated[Positive, "images by which layers are compared, with `verify --layers`"] = 64
     thresholds: VerifyThresholds = field(default_factory=VerifyThresholds)
 
 

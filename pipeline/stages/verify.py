@@ -93,7 +93,10 @@ STAGE = Stage(
         Split("test", minimum="verify.min_images"),
         *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),
-    keys=("verify", "runtime", "model.allow", "data.max_bad_images"),
+    keys=(
+        *("verify.min_images", "verify.max_images", "verify.batch_size", "verify.thresholds"),
+        *("runtime", "model.allow", "data.max_bad_images"),
+    ),
     run=run,
     result=Verified,
     environment=runtime_environment,

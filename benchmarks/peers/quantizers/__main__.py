@@ -23,13 +23,12 @@ from pathlib import Path
 import onnx
 
 from benchmarks.peers.quantizers.tools import PEERS, TOOLS, Int8Placement, PixelReader, placement, read_images
-from benchmarks.telemetry import peak_memory_mib
 from export.errors import ProjectError
 from export.files import commit_file, temporary_folder, write_atomic
 from export.records import to_json
 from export.tensorrt.sidecar import sha256_file
 from export.words import count
-from pipeline.artifacts.machine import versions_of
+from pipeline.artifacts.machine import peak_memory_mib, versions_of
 from pipeline.terminal.command_line import positive
 
 log = logging.getLogger("peers")

@@ -1,7 +1,7 @@
 """Every layer of a file against Keras: as the file computes it, and where each layer is given Keras' values.
 
-The second is a layer's own error. One graph, cut at the tensor of every layer, gives all of them in one run: each tensor
-is computed of what is given before it. Images pass in small batches, and only sums are kept.
+The second is a layer's own error. One graph, cut at the tensor of every layer, gives all of them in one run: each
+tensor is computed of what is given before it. Images pass in small batches, and only sums are kept.
 """
 
 import time
@@ -54,6 +54,7 @@ def compare_layers(
     mapping: LayerMapping,
     subject: Subject,
     pixels: np.ndarray,
+    note: str = "",
     advance: Callable[[int], object] = lambda images: None,
 ) -> LayerRun:
     """Compare the layers of a file with Keras' on some images.
@@ -63,6 +64,7 @@ def compare_layers(
         mapping: Tensors of the layers, see `pipeline.verification.layers.mapping.map_layers`.
         subject: The file.
         pixels: uint8 (N, height, width, 3) RGB.
+        note: What the run does and does not show. Defaults to "".
         advance: Called with the number of images that were compared. Defaults to none.
 
     Raises:
@@ -122,7 +124,7 @@ def compare_layers(
         for layer, total, own, usage in zip(layers, totals, owns, usages.values())
     )
     below = next((layer.name for layer, own in zip(layers, owns) if own.below(threshold)), "")
-    return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start)
+    return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start, note)
 
 
 def layer_values(

@@ -8,6 +8,7 @@ from export.int8.placement import measured_tensors
 from export.int8.qdq import quantize
 from export.metrics.distances import sqnr_db
 from export.onnx_passes import graph
+from export.onnx_passes.cut import with_outputs
 from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
@@ -136,6 +137,20 @@ def test_the_writer_and_the_reader_change_and_nothing_else():
     result = equalize(model, statistics_of(model, pixels(4)))
     assert touched(model, result.model) == {"a", "a_bias", "b", "b_bias", "c"}
     assert result.tensors == 5  # s, r, m, t and u; y is the model's output
+
+
+def test_factors_lead_back_to_the_values_of_the_model_for_every_tensor_that_changed():
+    model = build(RESIDUAL)
+    batch = pixels(4)
+    statistics = statistics_of(model, batch)
+    del statistics["s"]  # quantized or not, a tensor of the group changes
+    result = equalize(model, statistics)
+    assert {"s", "r", "m", "t", "u"} <= set(result.factors)
+    names = [*result.factors]
+    before, after = (run_onnx(with_outputs(each, names), batch) for each in (model, result.model))
+    for name, plain, equalized in zip(names, before, after):
+        np.testing.assert_allclose(equalized * result.factors[name].reshape(1, -1, 1, 1), plain, rtol=1e-4, atol=1e-4)
+    assert any(np.abs(factors - 1).max() > 0.1 for factors in result.factors.values())
 
 
 GROUPED = {"b": floats(4, 2, 3, 3, seed=3), "scale": floats(4, 1, 1, seed=9)}

@@ -1,0 +1,47 @@
+"""The layers stage: every Keras layer's output against its tensor in each ONNX file; run by ``verify --layers``."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.words import count
+from pipeline.artifacts.files import write_json
+from pipeline.artifacts.inputs import Inputs, Optional, Required
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, LAYERS, REFERENCE
+from pipeline.recipe.schema import Recipe
+from pipeline.stages.declared import ONNX_FILES
+from pipeline.workflow.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The manifest's record: the number of images, and the first layer of each run whose own error is too large."""
+
+    images: int
+    first_below: Mapping[str, str]
+
+
+def run(inputs: Inputs, settings: Recipe, out: Path) -> Compared:
+    """Write ``layers.json``.
+
+    Raises:
+        ProjectError: Keras is not here.
+    """
+    from pipeline.verification.layers.compare_files import compare_files, layer_table
+
+    report = compare_files(inputs, settings.verify.layer_images, settings.model.allow)
+    write_json(out / Path(LAYERS).name, report)
+    log.info("layers on %s:\n%s", count(report.images, "test image"), layer_table(report))
+    return Compared(report.images, {run.run: run.first_below for run in report.runs if run.first_below})
+
+
+STAGE = Stage(
+    "layers",
+    inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, Optional(EQUALIZATION), Required(REFERENCE)),
+    keys=("verify.layer_images", "model.allow"),
+    run=run,
+    result=Compared,
+)

@@ -1,0 +1,152 @@
+"""The work of the layers stage: every ONNX file against Keras, layer by layer, and the table of what was found."""
+
+import importlib.util
+import logging
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from export.errors import ProjectError
+from export.onnx_passes.file import load_model
+from export.tensorrt.sidecar import PRECISIONS, Precision
+from export.words import aligned, count
+from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.equalization import read_factors
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun
+from pipeline.artifacts.machine import peak_memory_mib
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
+from pipeline.models.model_card import read_card
+from pipeline.terminal.console import progress_bar
+from pipeline.verification.layers.compare import THRESHOLDS_DB, compare_layers
+from pipeline.verification.layers.keras_layers import KerasLayers, open_keras_layers
+from pipeline.verification.layers.mapping import Mapping, map_layers
+from pipeline.verification.layers.subject import Subject
+
+log = logging.getLogger(__name__)
+
+_MAPPED_ON = 2  # images by whose values tensors are found
+_WORST = 10  # rows of the table of a run
+NOTES: dict[Precision, str] = {
+    "fp32": "",
+    "fp16": "a CPU computes each FP16 operator in FP32 and rounds its result",
+    "int8": "fake quantization, every Q/DQ pair computed as in the file",
+}
+
+
+def list_files(artifacts: Artifacts) -> list[tuple[str, Precision]]:
+    """List the ONNX files, the FP32 file first, from which the others were made."""
+    files = [(ONNX[precision], precision) for precision in PRECISIONS]
+    older = [(TENSORRT8[precision], precision) for precision in PRECISIONS if precision in TENSORRT8]
+    return [*files, *((name, precision) for name, precision in older if artifacts.has(name))]
+
+
+def compare_files(artifacts: Artifacts, images: int, allow: Sequence[str]) -> LayerReport:
+    """Compare every ONNX file with Keras, layer by layer.
+
+    Args:
+        artifacts: Model, card, files, and the verify stage's test images.
+        images: The largest number of images.
+        allow: Names of parts of the model that may run code.
+
+    Raises:
+        ProjectError: Keras is not here, or refuses the model.
+    """
+    if importlib.util.find_spec("keras") is None:
+        raise ProjectError(
+            "Expected Keras, whose layers are compared. Received: it is not installed here. Compare layers where the "
+            "model was exported."
+        )
+    keras_layers = open_keras_layers(artifacts.path(KERAS), read_card(artifacts.path(CARD)), allow)
+    pixels = read_arrays(artifacts.path(REFERENCE), ("pixels",))["pixels"][:images]
+    factors = read_factors(artifacts.path(EQUALIZATION)) if artifacts.has(EQUALIZATION) else {}
+    runs: list[LayerRun] = []
+    mappings: list[Mapping] = []
+    for name, precision in list_files(artifacts):
+        model = load_model(artifacts.path(name))
+        subject = Subject(name, precision, model, factors if precision == "int8" else {})
+        run, mapping = compare_file(keras_layers, subject, pixels, mappings[0] if mappings else None)
+        runs.append(run)
+        mappings += [mapping] if mapping is not None else []
+    found = {layer.name for mapping in mappings for layer in mapping.layers}
+    reasons = {name: why for mapping in reversed(mappings) for name, why in mapping.without_tensor.items()}
+    return LayerReport(
+        {name: sha256_file(artifacts.path(name)) for name in (KERAS, *(name for name, _ in list_files(artifacts)))},
+        len(pixels),
+        {name: layer.kind for name, layer in keras_layers.layers.items() if name in found},
+        {name: why for name, why in reasons.items() if name not in found},
+        tuple(runs),
+        peak_mib=peak_memory_mib(),
+    )
+
+
+def compare_file(
+    keras_layers: KerasLayers, subject: Subject, pixels: np.ndarray, source: Mapping | None
+) -> tuple[LayerRun, Mapping | None]:
+    """Compare one file; a file that cannot be compared is a run without rows, which says why.
+
+    Args:
+        keras_layers: The reference.
+        subject: The file.
+        pixels: uint8 (N, height, width, 3) RGB.
+        source: Tensors of the file that this one was made from; None if it was made from none.
+
+    Returns:
+        The run, and the tensors of its layers; None if they were not found.
+    """
+    mapping = None
+    try:
+        few = pixels[: subject.batch or _MAPPED_ON]
+        mapping = map_layers(keras_layers, subject, few, source)
+        with progress_bar(total=len(pixels), desc=f"  layers of {subject.run}", unit="img") as bar:
+            run = compare_layers(keras_layers, mapping, subject, pixels, NOTES[subject.precision], bar.update)
+    except ProjectError as error:
+        log.warning("the layers of %s are not compared: %s", subject.run, error)
+        run = LayerRun(subject.run, subject.precision, THRESHOLDS_DB[subject.precision], (), "", 0.0, str(error))
+    return run, mapping
+
+
+def layer_table(report: LayerReport) -> str:
+    """Return the worst own errors of each run as a table for a terminal, and the first layer below its threshold."""
+    parts = []
+    for run in report.runs:
+        if not run.rows:
+            parts.append(f"{run.run}: not compared: {run.note}")
+            continue
+        worst = sorted(run.rows, key=_own_db)[:_WORST]
+        cells = [("layer", "own dB", "total dB", "cosine", "cut off", "range used"), *map(_cells, worst)]
+        below = (
+            f"first layer below {run.threshold_db:g} dB of its own: {run.first_below}"
+            if run.first_below
+            else f"no layer below {run.threshold_db:g} dB of its own"
+        )
+        head = f"{run.run}: {below}; {count(len(run.rows), 'layer')} in {run.seconds:.1f} s, the worst:"
+        parts.append("\n".join([head, *aligned(cells, right=range(1, 6))]))
+    if missing := [name for name, why in report.without_tensor.items() if not why.startswith(("folded", "has the"))]:
+        parts.append(f"without a tensor: {', '.join(missing)}")
+    return "\n".join(parts)
+
+
+def _own_db(row: LayerRow) -> float:
+    """Return a row's own SQNR; the largest where its values are equal, the smallest where one is not finite."""
+    if row.own_sqnr_db is not None:
+        return row.own_sqnr_db
+    return math.inf if row.own_finite else -math.inf
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    return (
+        row.layer,
+        _db_text(row.own_sqnr_db, row.own_finite),
+        _db_text(row.sqnr_db, row.finite),
+        "" if row.cosine is None else f"{row.cosine:.5f}",
+        "" if row.saturated is None else f"{100 * row.saturated:.2f} %",
+        "" if row.range_used is None else f"{100 * row.range_used:.1f} %",
+    )
+
+
+def _db_text(noise_db: float | None, finite: bool) -> str:
+    if noise_db is not None:
+        return f"{noise_db:.1f}"
+    return "equal" if finite else "not finite"
