@@ -1,4 +1,4 @@
-"""A fake TensorRT that builds any ONNX graph, and computes it with ONNX Runtime; a fault can be planted in its kernels."""
+"""A fake TensorRT that builds any ONNX graph and computes it with ONNX Runtime; its kernels can be made wrong."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class GraphProfile(IOptimizationProfile):
 
 
 class GraphBuilder(Builder):
+    _gpu: FakeOfGraphs
+
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         (profile,) = config._profiles
         assert set(profile._shapes) == {info.name for info in network._model.graph.input}
@@ -53,6 +55,9 @@ class GraphEngine(gpu.FakeEngine):
 
 
 class GraphContext(FakeContext):
+    engine: GraphEngine
+    gpu: FakeOfGraphs
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._shapes: dict[str, tuple[int, ...]] = {}

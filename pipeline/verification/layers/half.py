@@ -15,8 +15,10 @@ import numpy as np
 
 from export.metrics.distances import compare, sqnr_db
 from export.tensorrt.sidecar import INPUT, OUTPUTS
+from export.words import count
 from pipeline.artifacts.layer_report import HalfArithmetic
 from pipeline.terminal.console import progress_bar
+from pipeline.verification.layers.subject import FedSession, Subject
 
 if TYPE_CHECKING:
     import onnx
@@ -41,30 +43,23 @@ def has_half(model: onnx.ModelProto) -> bool:
 
 
 def compute_in_half(
-    run: str,
-    model: onnx.ModelProto,
-    pixels: np.ndarray,
-    keras: np.ndarray,
-    cpu: np.ndarray,
-    seconds: float = SECONDS,
+    subject: Subject, pixels: np.ndarray, keras: np.ndarray, seconds: float = SECONDS
 ) -> HalfArithmetic:
     """Compute the logits of a few images in true FP16, one image at a time, with a progress bar.
 
     Args:
-        run: Name of the file's run.
-        model: The file.
+        subject: The file.
         pixels: uint8 (N, height, width, 3); the first `IMAGES` are taken.
-        keras: Keras' logits of these images, float32 (N, C).
-        cpu: What ONNX Runtime's CPU kernels give for them, float32 (N, C).
+        keras: Keras' logits of the images, float32 (N, C).
         seconds: No further image is begun after this time. Defaults to `SECONDS`.
     """
     from onnx.reference import ReferenceEvaluator
 
     started = time.monotonic()
-    evaluator = ReferenceEvaluator(model)
+    evaluator = ReferenceEvaluator(subject.model)
     rows: list[np.ndarray] = []
     few = pixels[:IMAGES]
-    with progress_bar(total=len(few), desc=f"  {run} in FP16", unit="img") as bar, np.errstate(all="ignore"):
+    with progress_bar(total=len(few), desc=f"  {subject.run} in FP16", unit="img") as bar, np.errstate(all="ignore"):
         for image in few:
             (logits,) = evaluator.run([OUTPUTS[0]], {INPUT: image[None]})
             rows.append(np.asarray(logits, np.float32))
@@ -72,18 +67,32 @@ def compute_in_half(
             if time.monotonic() - started > seconds:
                 break
     given, images = np.concatenate(rows), len(rows)
+    session = FedSession(subject.model, (), [OUTPUTS[0]])
+    # Image by image, as a file may have a fixed batch.
+    cpu = np.concatenate([session.run({INPUT: image[None]}, {})[OUTPUTS[0]] for image in few[:images]])
     compared = compare(keras[:images], given)
-    usable = compared.finite and bool(np.isfinite(cpu[:images]).all())
+    usable = compared.finite and bool(np.isfinite(cpu).all())
     return HalfArithmetic(
-        run=run,
+        run=subject.run,
         images=images,
         sqnr_db=_finite(compared.sqnr_db),
         relative_error=_finite(compared.relative_error),
         agreement=compared.top1_agreement,
         finite=compared.finite,
-        cpu_sqnr_db=_finite(sqnr_db(cpu[:images], given)) if usable else None,
+        cpu_sqnr_db=_finite(sqnr_db(cpu, given)) if usable else None,
         seconds=time.monotonic() - started,
         how=HOW,
+    )
+
+
+def half_note(half: HalfArithmetic) -> str:
+    """Return what true FP16 arithmetic gave, as a remark on a run."""
+    if not half.finite:
+        return f"in true FP16 arithmetic, logits of {count(half.images, 'image')} are not all finite"
+    keras, cpu = ("equal to" if value is None else f"{value:.1f} dB from" for value in (half.sqnr_db, half.cpu_sqnr_db))
+    return (
+        f"in true FP16 arithmetic, the logits of {count(half.images, 'image')} are {keras} Keras' and {cpu} those "
+        f"computed here, with {100 * half.agreement:.0f} % of the top classes as Keras has them"
     )
 
 

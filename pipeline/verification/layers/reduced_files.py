@@ -5,7 +5,7 @@ with NumPy and ONNX Runtime alone, or with TensorRT's trtexec where an engine is
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,23 @@ for (n, e), g in zip(expected.items(), session.run(list(expected), inputs)): pri
 """
 _IN_TENSORRT = """\
 With trtexec of TensorRT, on a GPU, in this folder; given.json then holds what the engine gives, in the order of
-expected.npz. From TensorRT 11 on all networks are strongly typed: leave out --stronglyTyped.
+expected.npz. From TensorRT 11 on all networks are strongly typed: leave out --stronglyTyped. TensorRT 8.6 has no such
+networks: give --fp16, for an INT8 file --int8 --fp16, in its place.
 
 python3 -c "import numpy as n; [v.tofile(f'{{i}}.bin') for i, v in enumerate(n.load('inputs.npz').values())]"
 trtexec --onnx=model.onnx --stronglyTyped --noTF32 {shapes} --loadInputs={inputs} --exportOutput=given.json
 """
+_REFERENCES = {
+    False: "Keras' outputs of its layers on the CPU, in the layout of the file",
+    True: "the file's own values, computed by ONNX Runtime on a CPU without optimizations",
+}
 
 
 def write_reduced(
     out: Path,
     part: Part,
     run: str,
-    layers: Mapping[str, str],
+    layers: Mapping[str, Sequence[str]],
     subject: Path,
     versions: Mapping[str, str] | None = None,
     engine: bool = False,
@@ -54,7 +59,7 @@ def write_reduced(
         out: The stage's folder.
         part: What fails.
         run: Run that it is of.
-        layers: Keras layer by tensor, in the order of the model.
+        layers: Keras layers that end in a tensor, by tensor, in the order of the model.
         subject: The ONNX file that it is a part of.
         versions: Of what else it fails with, such as TensorRT and the GPU. Defaults to None: ONNX Runtime alone.
         engine: Whether it fails as an engine of TensorRT. Defaults to False: in ONNX Runtime.
@@ -71,7 +76,7 @@ def write_reduced(
     for file, values in (("inputs", part.inputs), ("expected", part.expected)):
         np.savez(folder / f"{file}.npz", **values)  # type: ignore[arg-type]  # named as np.savez names its options
     written = {tensor for node in model.graph.node for tensor in node.output}
-    contained = tuple(layer for tensor, layer in layers.items() if tensor in written)
+    contained = tuple(layer for tensor, names in layers.items() if tensor in written for layer in names)
     nodes = len(model.graph.node)
     operators = ", ".join(f"{number} {operator}" for operator, number in op_counts(model).items())
     end = "With a node less it passes, or has no reference value to be held against."
@@ -90,6 +95,7 @@ def write_reduced(
         "model.onnx      the part, with the weights of the file",
         "inputs.npz      the reference's values of the tensors that it starts from, by name",
         "expected.npz    the reference's values of the tensors that it ends in, by name",
+        f"The reference:  {_REFERENCES[engine]}",
         "",
         _in_tensorrt(part) if engine else _ON_CPU,
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_polygraphy_finds_the_same_distances(tmp_path: Path, precision: str, ima
     reference, candidate = (session().run(["logits"], {"images": pixels(images)})[0] for session in sessions)
     ours = compare(reference, candidate)
 
-    def theirs(function: object) -> object:
+    def theirs(function: object) -> Any:
         (result,) = comparator.Comparator.compare_accuracy(runs, compare_func=function)
         ((iteration,),) = result.values()
         return iteration["logits"]

@@ -8,16 +8,13 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from export.ort_session import open_session
-from pipeline.verification.layers.half import compute_in_half, has_half
+from pipeline.verification.layers.half import compute_in_half, half_note, has_half
+from pipeline.verification.layers.subject import Subject
 from tests.export.tiny_graphs import graph
 from tests.tiny_onnx import classifier, pixels
 
 IMAGES = pixels(6)
 KERAS = open_session(classifier(), exact=True).run(["logits"], {"images": IMAGES})[0]
-
-
-def on_cpu(model):
-    return open_session(model, exact=True).run(["logits"], {"images": IMAGES})[0]
 
 
 def test_only_files_with_fp16_in_them_are_computed_again():
@@ -29,23 +26,24 @@ def test_only_files_with_fp16_in_them_are_computed_again():
 
 def test_four_images_against_keras_and_against_the_cpu():
     model = classifier("fp16")
-    half = compute_in_half("quantize/model.fp16.onnx", model, IMAGES, KERAS, on_cpu(model))
+    half = compute_in_half(Subject("quantize/model.fp16.onnx", "fp16", model), IMAGES, KERAS)
     assert (half.run, half.images, half.agreement, half.finite) == ("quantize/model.fp16.onnx", 4, 1.0, True)
     assert 40 < half.sqnr_db < 100
     assert 40 < half.cpu_sqnr_db < 100
     assert 0 < half.relative_error < 1e-2
+    assert f"4 images are {half.sqnr_db:.1f} dB from Keras' and {half.cpu_sqnr_db:.1f} dB from those" in half_note(half)
 
 
 def test_no_image_is_begun_after_the_time():
     model = classifier("fp16")
-    assert compute_in_half("fp16", model, IMAGES, KERAS, on_cpu(model), seconds=0).images == 1
+    assert compute_in_half(Subject("fp16", "fp16", model), IMAGES, KERAS, seconds=0).images == 1
 
 
 def test_an_overflow_is_said_without_numbers_that_json_lacks():
     model = classifier("fp16")
     (dense,) = (one for one in model.graph.initializer if one.name == "dense")
     dense.raw_data = np.full(dense.dims, 65000, np.float16).tobytes()
-    half = compute_in_half("fp16", model, IMAGES, KERAS, on_cpu(model))
+    half = compute_in_half(Subject("fp16", "fp16", model), IMAGES, KERAS)
     assert not half.finite
     assert (half.sqnr_db, half.relative_error, half.cpu_sqnr_db, half.agreement) == (None, None, None, 0.0)
 

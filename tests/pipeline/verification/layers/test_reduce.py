@@ -128,9 +128,9 @@ def test_the_files_show_the_failure_with_numpy_and_onnxruntime_alone(tmp_path, m
     (tmp_path / "model.onnx").write_bytes(wrong.SerializeToString())
     known = values(DEEP, IMAGES)
     part = reduce_graph(wrong, known, judge_on_cpu(60))
-    layers = {"conv6": "six", "conv7": "seven"}
+    layers = {"conv6": ["six"], "conv7": ["a folded one", "seven"]}
     record = write_reduced(tmp_path, part, "export/model.onnx", layers, tmp_path / "model.onnx")
-    assert (record.run, record.layers, record.nodes) == ("export/model.onnx", ("seven",), 1)
+    assert (record.run, record.layers, record.nodes) == ("export/model.onnx", ("a folded one", "seven"), 1)
     assert record.files[0] == "reduced/export-model-onnx/model.onnx"
     folder = (tmp_path / record.files[0]).parent
     onnx.checker.check_model(onnx.load(folder / "model.onnx"), full_check=True)
