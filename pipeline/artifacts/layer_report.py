@@ -88,6 +88,34 @@ class Reduced:
 
 
 @dataclass(frozen=True)
+class HalfArithmetic:
+    """Logits of a file with FP16 parts, computed in FP16, which ONNX Runtime's CPU kernels do in FP32.
+
+    Attributes:
+        run: Run whose file it is.
+        images: Number of images.
+        sqnr_db: SQNR of the logits against Keras' in dB; None where both are equal, or not all are finite.
+        relative_error: Largest difference from Keras' logits over their largest absolute value; None where not all
+            are finite.
+        agreement: Share of the images with Keras' top class.
+        finite: Whether all logits are finite.
+        cpu_sqnr_db: SQNR of the logits against ONNX Runtime's in dB; None as above, or where those are not finite.
+        seconds: Time that it took.
+        how: What was computed in FP16, and what was not, as a sentence.
+    """
+
+    run: str
+    images: int
+    sqnr_db: float | None
+    relative_error: float | None
+    agreement: float
+    finite: bool
+    cpu_sqnr_db: float | None
+    seconds: float
+    how: str
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """Every Keras layer against its tensors.
 
@@ -99,6 +127,7 @@ class LayerReport:
             conv1_bn".
         runs: One for each file and backend.
         reduced: Smallest failing sub-models, if they were asked for.
+        half: Files with FP16 parts in true FP16 arithmetic, on a few images.
         peak_mib: Peak memory of the process in MiB.
         schema: Version of this file format.
     """
@@ -109,6 +138,7 @@ class LayerReport:
     without_tensor: Mapping[str, str]
     runs: tuple[LayerRun, ...]
     reduced: tuple[Reduced, ...] = ()
+    half: tuple[HalfArithmetic, ...] = ()
     peak_mib: float | None = None
     schema: int = SCHEMA
 

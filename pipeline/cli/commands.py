@@ -69,6 +69,8 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         from pipeline.cli.bundle import unpack
 
         return unpack(args.archive, args.artifacts, force=args.force)
+    if args.command == "verify" and args.reduce:
+        args.layers, args.overrides = True, [*args.overrides, "verify.reduce=true"]
     context = cli.make_context(args)
     _warn_of_overrides_given_twice(args.overrides)
     names_images = args.command == "infer" and (args.inputs or args.lists)

@@ -34,7 +34,8 @@ HELP = {
     "infer": "classify images; with none named, a sample of the test images",
     "report": "one HTML page with everything",
 }
-LAYERS_HELP = "then compare every Keras layer with its tensor in each ONNX file"
+LAYERS_HELP = "then compare every Keras layer with its tensor in each file"
+REDUCE_HELP = "--layers, and the smallest part of what fails as files for a bug report (sets verify.reduce)"
 BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines, as `python -m benchmarks`"
 
 
@@ -60,6 +61,7 @@ def build_parser() -> Parser:
     verify = add("verify", HELP["verify"], [recipe, stage], VERIFY_EXAMPLES)
     add_verify_options(verify)
     verify.add_argument("--layers", action="store_true", help=LAYERS_HELP)
+    verify.add_argument("--reduce", action="store_true", help=REDUCE_HELP)
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)

@@ -426,6 +426,7 @@ class Verify:
     max_images: Annotated[int, "no more test images than this are used"] = 1000
     batch_size: Annotated[BatchSize, "images that are compared at once"] = 32
     layer_images: Annotated[Positive, "images by which layers are compared, with `verify --layers`"] = 64
+    reduce: Annotated[bool, "`verify --layers` writes the smallest part of a file that fails, for a bug report"] = False
     thresholds: VerifyThresholds = field(default_factory=VerifyThresholds)
 
 

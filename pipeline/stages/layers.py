@@ -1,4 +1,4 @@
-"""The layers stage: every Keras layer's output against its tensor in each ONNX file; run by ``verify --layers``."""
+"""The layers stage: every Keras layer's output against its tensor in each file; run by ``verify --layers``."""
 
 import logging
 from collections.abc import Mapping
@@ -8,9 +8,10 @@ from pathlib import Path
 from export.words import count
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.inputs import Inputs, Optional, Required
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, LAYERS, REFERENCE
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, LAYERS, PARITY, REFERENCE
 from pipeline.recipe.schema import Recipe
-from pipeline.stages.declared import ONNX_FILES
+from pipeline.stages.declared import ENGINES, ONNX_FILES
+from pipeline.workflow.environment import runtime_environment
 from pipeline.workflow.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,25 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Compared:
     """
     from pipeline.verification.layers.compare_files import compare_files, layer_table
 
-    report = compare_files(inputs, settings.verify.layer_images, settings.model.allow)
+    report = compare_files(inputs, settings, out)
     write_json(out / Path(LAYERS).name, report)
     log.info("layers on %s:\n%s", count(report.images, "test image"), layer_table(report))
+    for part in report.reduced:
+        folder = Path(part.files[0]).parent
+        log.info(
+            "the smallest part of %s that fails, %s: %s", part.run, count(part.nodes, "node"), Path("layers") / folder
+        )
     return Compared(report.images, {run.run: run.first_below for run in report.runs if run.first_below})
 
 
 STAGE = Stage(
     "layers",
-    inputs=(Required(KERAS), Required(CARD), *ONNX_FILES, Optional(EQUALIZATION), Required(REFERENCE)),
-    keys=("verify.layer_images", "model.allow"),
+    inputs=(
+        *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
+        *(Optional(EQUALIZATION), Required(REFERENCE), Optional(PARITY)),
+    ),
+    keys=("verify.layer_images", "verify.reduce", "verify.thresholds", "runtime", "model.allow"),
     run=run,
     result=Compared,
+    environment=runtime_environment,
 )

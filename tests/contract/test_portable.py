@@ -19,9 +19,11 @@ from tests.tiny_onnx import classifier
 STARTS = (
     "export.tensorrt.build",
     "export.tensorrt.layers",
+    "export.tensorrt.part",
     "pipeline.runners.base",
     "pipeline.runners.cuda.api",
     "pipeline.runners.tensorrt.runner",
+    "pipeline.runners.tensorrt.part",
     "benchmarks.timing",
     "benchmarks.gpu_evidence",
     "benchmarks.gpu.command",

@@ -20,7 +20,7 @@ from pipeline.artifacts.layer_report import LayerRow, LayerRun
 from pipeline.verification.layers.keras_layers import KerasLayers
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
 from pipeline.verification.layers.stream import Distance, Range, Usage
-from pipeline.verification.layers.subject import FedSession, Subject
+from pipeline.verification.layers.subject import FedSession, OpenSession, Subject
 
 # Smallest SQNR of a layer's own error. Layers of good files stay above, see docs/verification.md.
 THRESHOLDS_DB: Final[Mapping[Precision, float]] = {"fp32": 80.0, "fp16": 45.0, "int8": 15.0}
@@ -56,6 +56,7 @@ def compare_layers(
     pixels: np.ndarray,
     note: str = "",
     advance: Callable[[int], object] = lambda images: None,
+    open_session: OpenSession = FedSession,
 ) -> LayerRun:
     """Compare the layers of a file with Keras' on some images.
 
@@ -66,6 +67,7 @@ def compare_layers(
         pixels: uint8 (N, height, width, 3) RGB.
         note: What the run does and does not show. Defaults to "".
         advance: Called with the number of images that were compared. Defaults to none.
+        open_session: What computes the file. Defaults to ONNX Runtime.
 
     Raises:
         ProjectError: The file is fixed to a batch of more images, or no layer has a tensor.
@@ -80,8 +82,8 @@ def compare_layers(
             "Compare a file that was exported of this model, with a free batch."
         )
     tensors = [layer.tensor for layer in layers]
-    whole = FedSession(subject.model, (), tensors)
-    fed = FedSession(subject.model, tensors, tensors)
+    whole = open_session(subject.model, (), tensors)
+    fed = open_session(subject.model, tensors, tensors)
     index = Index.of(subject.model.graph)
     totals = [Distance() for _ in layers]
     owns = [Distance() for _ in layers]

@@ -3,23 +3,26 @@
 import importlib.util
 import logging
 import math
-from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from export.errors import ProjectError
-from export.onnx_passes.file import load_model
 from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import aligned, count
 from pipeline.artifacts.archives import read_arrays
-from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun
+from pipeline.artifacts.layer_report import HalfArithmetic, LayerReport, LayerRow, LayerRun
 from pipeline.artifacts.machine import peak_memory_mib
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
 from pipeline.models.model_card import read_card
+from pipeline.recipe.schema import Recipe
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.layers.compare import THRESHOLDS_DB, compare_layers
+from pipeline.verification.layers.compare_engines import compare_engines, open_subject
+from pipeline.verification.layers.failing import Failing
+from pipeline.verification.layers.half import compute_in_half, half_note, has_half
 from pipeline.verification.layers.keras_layers import KerasLayers, open_keras_layers
 from pipeline.verification.layers.mapping import Mapping, map_layers
 from pipeline.verification.layers.subject import Subject
@@ -42,13 +45,13 @@ def list_files(artifacts: Artifacts) -> list[tuple[str, Precision]]:
     return [*files, *((name, precision) for name, precision in older if artifacts.has(name))]
 
 
-def compare_files(artifacts: Artifacts, images: int, allow: Sequence[str]) -> LayerReport:
-    """Compare every ONNX file with Keras, layer by layer.
+def compare_files(artifacts: Artifacts, settings: Recipe, out: Path) -> LayerReport:
+    """Compare every ONNX file and engine with Keras, layer by layer; shrink what fails, where the recipe asks for it.
 
     Args:
-        artifacts: Model, card, files, and the verify stage's test images.
-        images: The largest number of images.
-        allow: Names of parts of the model that may run code.
+        artifacts: Model, card, files, engines, and the verify stage's test images and verdict.
+        settings: The recipe.
+        out: The stage's folder, for the smallest parts that fail.
 
     Raises:
         ProjectError: Keras is not here, or refuses the model.
@@ -58,25 +61,35 @@ def compare_files(artifacts: Artifacts, images: int, allow: Sequence[str]) -> La
             "Expected Keras, whose layers are compared. Received: it is not installed here. Compare layers where the "
             "model was exported."
         )
-    keras_layers = open_keras_layers(artifacts.path(KERAS), read_card(artifacts.path(CARD)), allow)
-    pixels = read_arrays(artifacts.path(REFERENCE), ("pixels",))["pixels"][:images]
-    factors = read_factors(artifacts.path(EQUALIZATION)) if artifacts.has(EQUALIZATION) else {}
+    keras_layers = open_keras_layers(artifacts.path(KERAS), read_card(artifacts.path(CARD)), settings.model.allow)
+    reference = read_arrays(artifacts.path(REFERENCE), ("pixels", "logits"))
+    pixels = reference["pixels"][: settings.verify.layer_images]
     runs: list[LayerRun] = []
-    mappings: list[Mapping] = []
+    half: list[HalfArithmetic] = []
+    mappings: dict[str, Mapping] = {}
     for name, precision in list_files(artifacts):
-        model = load_model(artifacts.path(name))
-        subject = Subject(name, precision, model, factors if precision == "int8" else {})
-        run, mapping = compare_file(keras_layers, subject, pixels, mappings[0] if mappings else None)
+        subject = open_subject(artifacts, name, name, precision)
+        run, mapping = compare_file(keras_layers, subject, pixels, mappings.get(ONNX["fp32"]))
+        if mapping is not None:
+            mappings[name] = mapping
+        if has_half(subject.model):
+            half.append(compute_in_half(subject, pixels, reference["logits"]))
+            run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
         runs.append(run)
-        mappings += [mapping] if mapping is not None else []
-    found = {layer.name for mapping in mappings for layer in mapping.layers}
-    reasons = {name: why for mapping in reversed(mappings) for name, why in mapping.without_tensor.items()}
+    runs += compare_engines(artifacts, keras_layers, mappings, pixels, settings.runtime, out)
+    failing = Failing(artifacts, keras_layers, mappings, reference["pixels"], settings, out)
+    reduced = failing.reduce(runs) if settings.verify.reduce else ()
+    found = {layer.name for mapping in mappings.values() for layer in mapping.layers}
+    reasons = {n: why for mapping in reversed(mappings.values()) for n, why in mapping.without_tensor.items()}
+    compared = [KERAS, *(name for name, _ in list_files(artifacts)), *(run.run for run in runs if run.rows)]
     return LayerReport(
-        {name: sha256_file(artifacts.path(name)) for name in (KERAS, *(name for name, _ in list_files(artifacts)))},
+        {name: sha256_file(artifacts.path(name)) for name in dict.fromkeys(compared)},
         len(pixels),
         {name: layer.kind for name, layer in keras_layers.layers.items() if name in found},
         {name: why for name, why in reasons.items() if name not in found},
         tuple(runs),
+        reduced,
+        tuple(half),
         peak_mib=peak_memory_mib(),
     )
 

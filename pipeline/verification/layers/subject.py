@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import ModelProto
@@ -47,6 +47,16 @@ class Subject:
         if tensor not in self.factors:
             return 1.0
         return self.factors[tensor].astype(np.float32).reshape(1, -1, *[1] * (value.ndim - 2))
+
+
+class Session(Protocol):
+    """What computes tensors of a file."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the tensors by name, see `FedSession.run`."""
+
+
+OpenSession = Callable[[ModelProto, Collection[str], Sequence[str]], Session]  # arguments of `FedSession`
 
 
 class FedSession:

@@ -1,0 +1,101 @@
+"""FP16 as a GPU computes it: the operators of ONNX's reference evaluator, in NumPy's float16.
+
+ONNX Runtime's CPU kernels compute an FP16 graph in FP32 and round where the graph says so. The reference evaluator
+computes each node in the types of the graph. What NumPy does inside one operator was measured: a product of matrices,
+and with it Conv, Gemm and MatMul, adds in FP32 and rounds once, as tensor cores with FP32 accumulators do; a bias, a
+residual and an activation are rounded to FP16 each. A kernel that adds in FP16 would be less exact than this.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.metrics.distances import compare, sqnr_db
+from export.tensorrt.sidecar import INPUT, OUTPUTS
+from export.words import count
+from pipeline.artifacts.layer_report import HalfArithmetic
+from pipeline.terminal.console import progress_bar
+from pipeline.verification.layers.subject import FedSession, Subject
+
+if TYPE_CHECKING:
+    import onnx
+
+IMAGES = 4
+SECONDS = 120.0  # after which no further image is begun: about 25 s an image for a ResNet-50 at 224
+HOW = (
+    "each node in the types of the file; sums inside a convolution or a matrix product in FP32, as tensor cores with "
+    "FP32 accumulators add, and everything else in FP16 rounded after each operation"
+)
+
+
+def has_half(model: onnx.ModelProto) -> bool:
+    """Return whether a graph computes anything in FP16: it casts to FP16, or holds FP16 weights."""
+    from onnx import TensorProto
+
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
+        attribute.name == "to" and attribute.i == TensorProto.FLOAT16
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
+
+
+def compute_in_half(
+    subject: Subject, pixels: np.ndarray, keras: np.ndarray, seconds: float = SECONDS
+) -> HalfArithmetic:
+    """Compute the logits of a few images in true FP16, one image at a time, with a progress bar.
+
+    Args:
+        subject: The file.
+        pixels: uint8 (N, height, width, 3); the first `IMAGES` are taken.
+        keras: Keras' logits of the images, float32 (N, C).
+        seconds: No further image is begun after this time. Defaults to `SECONDS`.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    started = time.monotonic()
+    evaluator = ReferenceEvaluator(subject.model)
+    rows: list[np.ndarray] = []
+    few = pixels[:IMAGES]
+    with progress_bar(total=len(few), desc=f"  {subject.run} in FP16", unit="img") as bar, np.errstate(all="ignore"):
+        for image in few:
+            (logits,) = evaluator.run([OUTPUTS[0]], {INPUT: image[None]})
+            rows.append(np.asarray(logits, np.float32))
+            bar.update()
+            if time.monotonic() - started > seconds:
+                break
+    given, images = np.concatenate(rows), len(rows)
+    session = FedSession(subject.model, (), [OUTPUTS[0]])
+    # Image by image, as a file may have a fixed batch.
+    cpu = np.concatenate([session.run({INPUT: image[None]}, {})[OUTPUTS[0]] for image in few[:images]])
+    compared = compare(keras[:images], given)
+    usable = compared.finite and bool(np.isfinite(cpu).all())
+    return HalfArithmetic(
+        run=subject.run,
+        images=images,
+        sqnr_db=_finite(compared.sqnr_db),
+        relative_error=_finite(compared.relative_error),
+        agreement=compared.top1_agreement,
+        finite=compared.finite,
+        cpu_sqnr_db=_finite(sqnr_db(cpu, given)) if usable else None,
+        seconds=time.monotonic() - started,
+        how=HOW,
+    )
+
+
+def half_note(half: HalfArithmetic) -> str:
+    """Return what true FP16 arithmetic gave, as a remark on a run."""
+    if not half.finite:
+        return f"in true FP16 arithmetic, logits of {count(half.images, 'image')} are not all finite"
+    keras, cpu = ("equal to" if value is None else f"{value:.1f} dB from" for value in (half.sqnr_db, half.cpu_sqnr_db))
+    return (
+        f"in true FP16 arithmetic, the logits of {count(half.images, 'image')} are {keras} Keras' and {cpu} those "
+        f"computed here, with {100 * half.agreement:.0f} % of the top classes as Keras has them"
+    )
+
+
+def _finite(value: float) -> float | None:
+    """Return None for infinity, which JSON lacks."""
+    return value if np.isfinite(value) else None
