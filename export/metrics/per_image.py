@@ -5,9 +5,8 @@ import numpy as np
 from export.errors import ProjectError
 from export.metrics.difference import clip_masked_classes
 
-LEAST = (
-    2.0**-126
-)  # a smaller probability of the candidate counts as this, since log(0) is infinite; least normal float32
+# A smaller probability of the candidate counts as this, the least normal float32, since log(0) is infinite.
+LEAST = 2.0**-126
 
 
 def sqnr_by_image(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
