@@ -6,11 +6,12 @@ import numpy as np
 
 from export.words import listed
 from pipeline.verification.explain.fit import Explanation, difference_in_words, fit_db
-from pipeline.verification.explain.part import Part, outputs_in_words
+from pipeline.verification.explain.part import Part, outputs_in_words, weights_of
 
 EQUAL = {"fp32": 2e-3, "fp16": 5e-3, "int8": 0.03}  # relative difference of two factors that is rounding
 LIKELY_EPSILON = (1e-8, 1.0)
 _SMALLEST = 1e-3  # a channel whose values spread less than this share of the largest says nothing
+_GONE = 1e-3  # a channel that is nearly zero has lost its weights
 _EXPORT = "Export the model again; if the file is edited after the export, look at what changes this layer's weights."
 
 
@@ -34,26 +35,26 @@ def explain_factors(part: Part) -> Explanation | None:
         return _scaled(part, median, fit)
     if epsilon := _epsilon(part, factors, known):
         return epsilon
-    if 0 < wrong.sum() < known.sum():
+    if 0 < wrong.sum() < known.sum() and (np.abs(factors[wrong]) > _GONE).any():
         return Explanation(
             "weights",
-            f"In layer {part.layer.name!r} {outputs_in_words(int(wrong.sum()), len(factors))} have another scale than "
-            "in Keras.",
+            f"In layer {part.weighted_layer!r} {outputs_in_words(int(wrong.sum()), len(factors))} have another scale "
+            "than in Keras.",
             f"Channel {listed(np.flatnonzero(wrong), most=3)}: "
             f"{listed((f'{value:.4g}' for value in factors[wrong]), most=3)} times Keras'; the others are equal.",
             _EXPORT,
-            part.layer.name,
+            part.weighted_layer,
         )
-    if not wrong.any() and np.abs(offsets).max() > 0:
-        moved = np.abs(offsets) > 1e-3 * float(np.abs(reference).max())
+    moved = np.abs(offsets) > 1e-3 * float(np.abs(reference).max())
+    if not wrong.any() and moved.any() and weights_of(part):
         return Explanation(
             "weights",
-            f"In layer {part.layer.name!r} a bias is wrong: {outputs_in_words(int(moved.sum()), len(offsets))} are "
+            f"In layer {part.weighted_layer!r} a bias is wrong: {outputs_in_words(int(moved.sum()), len(offsets))} are "
             "moved by a constant.",
             f"With these constants taken off, the output differs from Keras' by {difference_in_words(fit)}, as it is "
             f"by {difference_in_words(part.error_db)}.",
             _EXPORT,
-            part.layer.name,
+            part.weighted_layer,
         )
     return None
 
@@ -61,13 +62,13 @@ def explain_factors(part: Part) -> Explanation | None:
 def _scaled(part: Part, factor: float, fit: float) -> Explanation:
     return Explanation(
         "layer scale",
-        f"The output of layer {part.layer.name!r} is {factor:.4g} times what Keras gives, so a scale or the weights of "
-        "this layer are off by that factor.",
+        f"The output of layer {part.weighted_layer!r} is {factor:.4g} times what Keras gives, so a scale or weights "
+        "of it are off by that factor.",
         f"Fed with Keras' values, its output differs from Keras' by {difference_in_words(part.error_db)}; divided by "
         f"{factor:.4g}, by {difference_in_words(fit)}.",
         "Run quantize again with --force; if another tool made the file, look at the scales of this layer."
         if part.precision == "int8" else _EXPORT,
-        part.layer.name,
+        part.weighted_layer,
     )  # fmt: skip
 
 
@@ -85,10 +86,11 @@ def _factor(reference: np.ndarray, own: np.ndarray) -> float | None:
 def _fit_channels(reference: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return own values as a factor and an offset of each channel of the reference, with both.
 
-    Where both are zero, which a Relu does, values are left out. The factor of a channel that hardly varies is NaN.
+    Where one is zero, which a Relu does, values stay those of the reference. The factor of a channel that hardly varies
+    is NaN.
     """
     channels = reference.shape[1]
-    factors, offsets, fitted = np.full(channels, np.nan), np.zeros(channels), own.copy()
+    factors, offsets, fitted = np.full(channels, np.nan), np.zeros(channels), reference.copy()
     largest = float(np.abs(reference).max()) or 1.0
     for channel in range(channels):
         before, after = reference[:, channel], own[:, channel]

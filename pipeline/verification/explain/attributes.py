@@ -44,12 +44,13 @@ def explain_attributes(part: Part) -> Explanation | None:
     if best is None:
         return None
     db, repair = best
+    layer = part.layer_of(repair.node)
     return Explanation(
         repair.cause,
-        f"In layer {part.layer.name!r} {repair.text}.",
+        f"In layer {layer!r} {repair.text}.",
         f"{repair.node.op_type} {repair.node.name!r}: {part.repair_in_words(repair.what, db)}",
         _EXPORT,
-        part.layer.name,
+        layer,
     )
 
 
@@ -65,6 +66,8 @@ def _repairs(part: Part) -> Iterator[_Repair]:
     for node in part.nodes:
         if node.op_type in _PADDED:
             yield from _borders(model, node)
+        if node.op_type == "MaxPool" and any(attribute(node, "pads", ())):
+            yield _zero_border(model, node)
         if node.op_type == "Pad":
             yield from _pads(model, node)
         if node.op_type == "AveragePool":
@@ -81,7 +84,7 @@ def _repairs(part: Part) -> Iterator[_Repair]:
             yield from _epsilons(part, node)
         if node.op_type in ("Resize", "Upsample"):
             yield from _resizing(model, node)
-        if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh"):
+        if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh", "Identity"):
             yield from _activations(model, node)
 
 
@@ -172,6 +175,22 @@ def _other_pool(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
     )  # fmt: skip
 
 
+def _zero_border(model: ModelProto, node: NodeProto) -> _Repair:
+    """Return the repair of a MaxPool that should see zeros around the image."""
+    top, left, bottom, right = attribute(node, "pads")
+    changed = _set(model, node, pads=[0, 0, 0, 0])
+    border, padded = f"{node.output[0]}/border", f"{node.output[0]}/padded"
+    pads = np.asarray([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    changed.graph.initializer.append(numpy_helper.from_array(pads, border))
+    place = next(i for i, item in enumerate(changed.graph.node) if item.output[0] == node.output[0])
+    changed.graph.node[place].input[0] = padded
+    changed.graph.node.insert(place, helper.make_node("Pad", [node.input[0], border], [padded], f"{node.name}/Pad"))
+    return _Repair(
+        "padding", node, "the pool leaves the border out, where Keras pads with zeros, which may be the largest values",
+        "with zeros around the image", changed,
+    )  # fmt: skip
+
+
 def _epsilons(part: Part, node: NodeProto) -> Iterator[_Repair]:
     """Yield other epsilons of a BatchNorm, Keras' own first."""
     now = float(attribute(node, "epsilon", 1e-5))
@@ -211,16 +230,15 @@ def _activations(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
                     "attribute", node, f"the slope of LeakyRelu is {now:.3g} instead of {alpha:.3g}",
                     f"with {alpha:.3g}", _set(model, node, alpha=alpha),
                 )  # fmt: skip
-    for name, others in (
-        ("Relu", {}), ("LeakyRelu", {"alpha": 0.01}), ("LeakyRelu", {"alpha": 0.2}), ("LeakyRelu", {"alpha": 0.3}),
-        ("Elu", {}), ("Sigmoid", {}), ("Tanh", {}), ("Identity", {}),
+    for name in (
+        "Relu", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "Identity",
     ):  # fmt: skip
         if name == node.op_type:
             continue
         changed = copy_model(model)
         for item in changed.graph.node:
             if item.output[0] == node.output[0]:
-                item.CopyFrom(helper.make_node(name, [node.input[0]], [node.output[0]], node.name, **others))
+                item.CopyFrom(helper.make_node(name, [node.input[0]], [node.output[0]], node.name))
         yield _Repair(
             "attribute", node, f"the activation is {node.op_type} where Keras has {name.replace('Identity', 'none')}",
             f"with {name}", changed,
