@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,7 +23,9 @@ def theirs(source: Path, out: Path, output: str = "logits", factor: float = 1.0)
     model = onnx.load(str(source))
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     kernel = next(one for one in model.graph.initializer if one.name == first.input[1])
-    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * type(factor)(factor), kernel.name))
+    # The tiny recipe's preprocessing is BGR, whose order the export moves into this kernel.
+    values = np.ascontiguousarray(numpy_helper.to_array(kernel)[:, ::-1] * np.float32(factor))
+    kernel.CopyFrom(numpy_helper.from_array(values, kernel.name))
     part = extract(model, [first.input[0]], [output])
     side = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
     shape = ["batch", 3, side, side]

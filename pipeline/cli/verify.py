@@ -39,7 +39,7 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
         dict[str, object]: the JSON line: the verdict, every comparison, hints, and the exit status.
     """
     from pipeline.verification.onnx_files import compare_onnx_files, joint_report
-    from pipeline.verification.verify import parity_table
+    from pipeline.verification.table import parity_table
 
     context.required(KERAS)
     card = context.card()
@@ -48,13 +48,10 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
         args.onnx, context.root / KERAS, card, context.settings, images, labels, args.precision
     )
     report = joint_report(compared)
-    log.info("parity on %s:\n%s", count(len(images.names), "image"), parity_table(report))
-    for hop in report.hops:
-        if hop.note:
-            log.info("%s: %s", hop.run_name, hop.note)
     hints = [hint for one in compared for hint in one.hints]
-    for hint in hints:
-        log.error("%s: %s %s %s", hint.run, hint.text, hint.evidence, hint.remedy)
+    log.info("parity on %s:\n%s", count(len(images.names), "image"), parity_table(report, hints=hints))
+    for name, note in {hop.run_name: hop.note for hop in report.hops if hop.note}.items():
+        log.info("%s: %s", name, note)
     for warning in report.warnings:
         log.warning("%s", warning)
     if report.verdict == INCONCLUSIVE:

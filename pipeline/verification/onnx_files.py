@@ -109,11 +109,12 @@ def _compare(
     notes: tuple[str, ...] = ()
 
     def look(runner: Runner, _: str) -> None:
-        nonlocal notes, reference
+        nonlocal notes, reference, load
         foreign = cast(ForeignRunner, runner)
         notes = foreign.notes
         if foreign.log_floor is not None:
             reference = replace(reference, logits=log_softmax(reference.logits, foreign.log_floor))
+            load = partial(_load_with_logarithms, load)
 
     opened = partial(
         ForeignRunner,
@@ -131,6 +132,14 @@ def _compare(
     report = judge([candidate], answers, reference, settings.verify.thresholds)
     case = Case([candidate], answers, reference, card, {candidate.name: file}, load)
     return Compared(candidate, answer, reference, report, explain(culprits(report.hops), case))
+
+
+def _load_with_logarithms(load: Callable[[], keras.Model]) -> keras.Model:
+    """Load Keras' model with the logarithms of its probabilities as output, for a file that gives probabilities."""
+    import keras
+
+    model = load()
+    return keras.Model(model.inputs, keras.ops.log_softmax(model.outputs[0]))
 
 
 def _run_keras(path: Path, card: ModelCard, settings: Recipe, pixels: np.ndarray) -> tuple[np.ndarray, FloatNoise]:
