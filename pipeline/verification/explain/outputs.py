@@ -95,7 +95,7 @@ def _repeated(expected: np.ndarray, received: np.ndarray, precision: str, withou
         "repeated row",
         f"Different images get the same answer: the answer to the {which} image of a batch is returned for all of it.",
         f"{int(same.sum()):,} of {count(rows, 'row')} of logits repeat the row before, up to {length:,} in a row; "
-        f"taken as the answers to the {which} image of each, the rows fit with {fit:.1f} dB, else with {without:.1f} dB.",
+        f"taken as the answers to the {which} image of each, they fit with {fit:.1f} dB, else with {without:.1f} dB.",
         "Look at how the batch reaches the model: the input shape that was set, the size of what was copied, and "
         "whether the graph has a Slice or Expand over the batch. Build the engine again with build --force.",
     )

@@ -83,8 +83,8 @@ def quantized_tensors(model: ModelProto) -> list[QuantizedTensor]:
             limits = np.iinfo(zero.dtype) if np.issubdtype(zero.dtype, np.integer) else np.iinfo(np.int8)
             found.append(
                 QuantizedTensor(
-                    node.input[0], values[0], values[1], int(zero), int(limits.min), int(limits.max), _name_of(node, written),
-                    node.input[1], back.input[1], back.output[0],
+                    node.input[0], values[0], values[1], int(zero), int(limits.min), int(limits.max),
+                    _name_of(node, written), node.input[1], back.input[1], back.output[0],
                 )
             )  # fmt: skip
     return found

@@ -101,8 +101,10 @@ def test_a_nan_of_the_image_itself_is_told_from_one_of_the_batch() -> None:
         assert runs is not None
         (found,) = explain_batches(right(IMAGES), runs, "fp32", None, runs.together)
         texts.append(f"{found.text} {found.evidence}")
-    assert "comes from the batch" in texts[0] and "Test image 3: 4 x NaN" in texts[0]
-    assert "comes from what these images hold" in texts[1] and "Test image 5" in texts[1]
+    assert "comes from the batch" in texts[0]
+    assert "Test image 3: 4 x NaN" in texts[0]
+    assert "comes from what these images hold" in texts[1]
+    assert "Test image 5" in texts[1]
 
 
 def test_a_device_that_is_not_here_is_not_run() -> None:
@@ -115,9 +117,12 @@ def test_a_device_that_is_not_here_is_not_run() -> None:
 def test_the_sizes_that_run_are_named(tmp_path: Path) -> None:
     path = tiny_onnx.write(tmp_path / "model.onnx", batch=2)
     runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
-    assert runs is not None and runs.works == (2,) and runs.alone is None
+    assert runs is not None
+    assert runs.works == (2,)
+    assert runs.alone is None
     (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
-    assert "batches of 2" in found.text and "2 x 16 x 16 x 3" in found.evidence
+    assert "batches of 2" in found.text
+    assert "2 x 16 x 16 x 3" in found.evidence
 
 
 def normalizing(**attributes: int) -> onnx.ModelProto:

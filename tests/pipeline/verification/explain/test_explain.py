@@ -148,7 +148,9 @@ def test_a_fault_in_a_layer_is_named(fault: str, precision: str, bench: Bench, t
     assert [hop.candidate for hop in hops] == [ONNX[precision]]
     hint = explain(hops, case)[0]
     assert (hint.run, hint.cause, hint.layer) == (ONNX[precision], fault, LAYERS[fault])
-    assert hint.text.endswith(".") and hint.evidence and hint.remedy
+    assert hint.text.endswith(".")
+    assert hint.evidence
+    assert hint.remedy
 
 
 def test_two_faults_are_both_named(bench: Bench, tmp_path: Path) -> None:
@@ -214,4 +216,5 @@ def test_a_stale_engine_is_named(bench: Bench, made_chain: Chain, tmp_path: Path
     answers = {**case.answers, name: case.answers[ONNX["fp32"]]}
     stale = replace(case, candidates=[*case.candidates, engine], answers=answers, paths={**case.paths, name: plan})
     (hint,) = explain([hop], stale)
-    assert hint.cause == "stale engine" and "--force" in hint.remedy
+    assert hint.cause == "stale engine"
+    assert "--force" in hint.remedy

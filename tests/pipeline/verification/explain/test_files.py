@@ -74,7 +74,8 @@ def test_the_twin_has_no_rounding_left() -> None:
 def test_scales_are_blamed_for_what_they_do(by: dict[int, float], only: str, cause: str, words: str) -> None:
     model = scaled(by, only)
     (found,) = explain_scales(model, PIXELS, EXPECTED, logits(model), SPEC)
-    assert found.cause == cause and words in found.text
+    assert found.cause == cause
+    assert words in found.text
     assert (found.layer != "") == (cause != "calibration")
 
 
@@ -126,7 +127,8 @@ def test_values_beyond_fp16_are_named_with_their_layer() -> None:
     received = logits(model)
     (found,) = explain_range(model, PIXELS, logits(half(1.0)), received, "fp16")
     assert (found.cause, found.layer) == ("overflow", "conv")
-    assert "65,504" in found.text and "In FP32 the same file is right" in found.evidence
+    assert "65,504" in found.text
+    assert "In FP32 the same file is right" in found.evidence
     assert explain_range(half(1.0), PIXELS, logits(half(1.0)), logits(half(1.0)), "fp16") == []
 
 
@@ -137,7 +139,8 @@ def test_weights_beyond_fp16_are_named() -> None:
     values[0, 0, 0, 0] = np.inf
     tensor.CopyFrom(numpy_helper.from_array(values, "kernel"))
     (found,) = explain_range(model, PIXELS, logits(half(1.0)), logits(model), "fp16")
-    assert (found.cause, found.layer) == ("overflow", "conv") and "1 of 216 values" in found.evidence
+    assert (found.cause, found.layer) == ("overflow", "conv")
+    assert "1 of 216 values" in found.evidence
 
 
 def test_the_layer_where_values_stop_being_finite_is_found() -> None:
