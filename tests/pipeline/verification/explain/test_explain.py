@@ -138,7 +138,8 @@ LAYERS = {
 @pytest.mark.parametrize(
     ("fault", "precision"),
     [
-        *((fault, "fp32") for fault in LAYERS),
+        *((fault, "fp32") for fault in ("padding", "epsilon", "wiring")),
+        *(pytest.param(fault, "fp32", marks=pytest.mark.slow) for fault in ("layer scale", "weights", "attribute")),
         *(pytest.param(fault, "fp16", marks=pytest.mark.slow) for fault in LAYERS if fault != "epsilon"),
         *(pytest.param(fault, "int8", marks=pytest.mark.slow) for fault in ("layer scale", "weights", "wiring")),
     ],
@@ -161,6 +162,7 @@ def test_two_faults_are_both_named(bench: Bench, tmp_path: Path) -> None:
     assert found == [("layer scale", "stage2_block2_1_conv"), ("padding", "stage3_block2_1_conv")]
 
 
+@pytest.mark.slow
 def test_low_quality_is_no_fault_of_a_layer(bench: Bench, tmp_path: Path) -> None:
     """All activations with three bits: no cause but the scales themselves."""
     model = bench.load("int8")
