@@ -29,7 +29,7 @@ SCHEMA = 4
 Kind = Literal["from_keras", "step", "top_k", "consistency"]
 Overall = Literal["pass", "inconclusive", "fail"]
 Verdict = Literal["pass", "inconclusive", "fail", "not run"]
-REMEDY = "Run the recipe's verify stage again."
+REMEDY = "Run the recipe's verify stage again: python -m pipeline verify -c RECIPE."
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,17 @@ def describe_relative_limit(hops: Sequence[Hop]) -> str:
         ),
         "",
     )
+
+
+def describe_distances(hop: Hop) -> str:
+    """Return the main distances of a hop, "relative error 1.2e-06, SQNR 120.1 dB"; "" where nothing was compared."""
+    values = (
+        ("relative error", hop.relative_error, ".1e"),
+        ("SQNR in dB", hop.sqnr_db, ".1f"),
+        ("top-1 agreement", hop.top1_agreement, ".2%"),
+        ("accuracy", hop.accuracy_candidate, ".2%"),
+    )
+    return ", ".join(f"{name} {value:{form}}" for name, value, form in values if value is not None)
 
 
 def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:

@@ -113,7 +113,12 @@ class _Search:
         self._passed: set[str] = set()  # layers that are looked for no more
         if subject.feed is not None:
             self._passed.add(INPUT)  # its values are fed, and no node writes them
-        self._written_by = {name: keras_layer(node.name) for node in subject.model.graph.node for name in node.output}
+        self._written_by = {
+            name: keras_layer(node.name)
+            for node in subject.model.graph.node
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            for name in node.output
+        }
         known = sum(name in layers for name in self._written_by.values())
         self._named = 2 * known > len(self._written_by)
         self._threshold = _FOUND_DB[subject.precision]
@@ -140,7 +145,9 @@ class _Search:
                 for name, place in pairs.items():
                     self._place(name, place, values)
             elif not self._decide(missing, values):
-                return
+                break
+        if self._named:
+            self._place_named()
 
     def result(self) -> Mapping:
         """Return what was found."""
@@ -213,6 +220,19 @@ class _Search:
         if self._named:  # a layer without nodes, whose weights are in another one
             self._passed.add(first)
         return self._named
+
+    def _place_named(self) -> None:
+        """Place layers that were taken for folded ones, as the layer behind them is close enough, by their nodes."""
+        taken = {self._written_by[tensor] for tensor in self._shapes}
+        free = {name for name in self._written_by.values() if name in self._layers} - taken - {*self._same}
+        if free := free - {*self._places}:
+            values = self._values({self._layers[name].shape for name in free})
+            for tensor, value in reversed(values.items()):
+                name = self._written_by[tensor]
+                if name in free and name not in self._places and value.size == self._reference[name].size:
+                    fits = dict(cosine_of(self._reference[name], tensor, value))
+                    if fits:
+                        self._place(name, max(fits, key=lambda place: fits[place]), values)
 
     def _chain(self, first: str, missing: set[str]) -> list[str]:
         """Return a layer and those behind it whose values its tensor may hold."""

@@ -49,9 +49,9 @@ def find_candidates(model: ModelProto, shapes: Collection[tuple[int, ...]]) -> l
     def may(name: str) -> bool:
         node = made[name]
         copied = node.op_type in _COPIES and (types.get(node.input[0]) in _FLOATS or node.op_type == "DequantizeLinear")
-        shape = known.get(name)
-        inner = shape[1:] if shape else None
-        fits = inner is None or not all(isinstance(d, int) for d in inner) or math.prod(inner) in sizes  # type: ignore[arg-type]
+        dims = (known.get(name) or ())[1:]
+        inner = [size for size in dims if isinstance(size, int)]
+        fits = not dims or len(inner) < len(dims) or math.prod(inner) in sizes
         return types.get(name) in _FLOATS and not copied and fits and not all(i in table for i in node.input)
 
     return [name for name in made if may(name)]
