@@ -18,9 +18,13 @@ from PIL import Image
 
 from export.onnx_passes.signature import append_top_k
 from export.tensorrt.driver import driver_status
-from pipeline.artifacts.paths import ONNX, TENSORRT8
+from pipeline.artifacts.diagnosis import read_diagnosis
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.image_results import read_image_results
+from pipeline.artifacts.paths import DIAGNOSIS, IMAGE_RESULTS, ONNX, TENSORRT8
 from pipeline.data.dataset import load_image_set
 from pipeline.recipe.load import load_recipe
+from pipeline.verification.flips import changed_answers
 from tests.conftest import CLASSES, Chain
 
 STAGES = ("train", "export", "quantize", "build", "verify", "benchmark", "infer", "report")
@@ -435,3 +439,32 @@ def test_without_the_data_the_artifacts_stay_up_to_date(chain: Chain, capsys: py
     assert set(explain(chain, capsys).values()) == {"up to date"}
     assert chain.run("verify", "--force") == 0, "reference.npz stands in for images and Keras"
     assert chain.run("train", "--force") == 2
+
+
+def test_the_results_of_every_image_and_what_explains_the_verdict(finished_chain: Chain) -> None:
+    results = read_image_results(finished_chain.root / IMAGE_RESULTS)
+    parity = strict_json(finished_chain.root / "verify" / "parity.json")
+    assert results.runs[:4] == ("train/model.keras", *ONNX.values())
+    assert all((finished_chain.images / name).is_file() for name in results.names)
+    by_run = {hop["candidate"]: hop for hop in parity["hops"] if hop["kind"] == "from_keras" and hop["max_abs"]}
+    for run in ONNX.values():
+        assert [flip.image for flip in changed_answers(results, run)] == by_run[run]["changed"]
+    diagnosis = read_diagnosis(finished_chain.root / DIAGNOSIS)
+    assert diagnosis.parity_sha256 == sha256_file(finished_chain.root / "verify" / "parity.json")
+    assert diagnosis.hints == ()
+    assert [(one.kind[:3], one.equal) for one in diagnosis.decoding if one.required] == [("PNG", True)]
+
+
+def test_names_of_images_that_an_earlier_version_left_out_are_found_again(chain: Chain) -> None:
+    path = chain.root / "verify" / "reference.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    meta = json.loads(arrays["meta"].tobytes())
+    names = meta.pop("names")
+    np.savez(path, **arrays | {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)})
+    manifest = chain.root / "verify" / "manifest.json"
+    text = json.loads(manifest.read_text())
+    text["outputs"]["reference.npz"] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    manifest.write_text(json.dumps(text))
+    assert chain.run("verify", "--force") == 0
+    assert list(read_image_results(chain.root / IMAGE_RESULTS).names) == names
