@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_HINTS = 2  # of one run
+_NO_LAYERS = ("preprocessing", "logits", "probabilities", "graph")  # begin the names of nodes, and are no Keras layers
 
 
 def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
@@ -160,6 +161,7 @@ def _located(explanation: Explanation, path: Path | None, pixels: np.ndarray) ->
     from pipeline.verification.explain.half import first_not_finite
 
     layer = first_not_finite(onnx.load(str(path)), pixels)
+    layer = "" if layer in _NO_LAYERS else layer
     where = f" The first such values are behind layer {layer!r}." if layer else ""
     return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")
 

@@ -84,16 +84,18 @@ def _repeated(expected: np.ndarray, received: np.ndarray, precision: str, withou
     first = np.flatnonzero(np.concatenate([[True], ~same]))  # of each group of equal rows
     if same.sum() < max(1, rows // 2):
         return None
+    last = np.append(first[1:], rows) - 1
     group = np.searchsorted(first, np.arange(rows), side="right") - 1
-    fit = fit_db(expected[first][group], received)
-    if not explains(precision, fit, without) and fit_db(expected[first], received[first]) < NEAR[precision]:
+    fits = {"first": fit_db(expected[first][group], received), "last": fit_db(expected[last][group], received)}
+    which, fit = max(fits.items(), key=lambda item: item[1])
+    if not explains(precision, fit, without):
         return None
     length = int(np.diff(np.append(first, rows)).max())
     return Explanation(
         "repeated row",
-        "Different images get the same answer: the answer to the first image of a batch is returned for all of it.",
+        f"Different images get the same answer: the answer to the {which} image of a batch is returned for all of it.",
         f"{int(same.sum()):,} of {count(rows, 'row')} of logits repeat the row before, up to {length:,} in a row; "
-        f"taken as the answers to the first image of each, the rows fit with {fit:.1f} dB, else with {without:.1f} dB.",
+        f"taken as the answers to the {which} image of each, they fit with {fit:.1f} dB, else with {without:.1f} dB.",
         "Look at how the batch reaches the model: the input shape that was set, the size of what was copied, and "
         "whether the graph has a Slice or Expand over the batch. Build the engine again with build --force.",
     )
@@ -203,8 +205,8 @@ def _linear(expected: np.ndarray, received: np.ndarray, precision: str, without:
     if abs(factor) < 1e-3 or not explains(precision, fit, without):
         return None
     small = abs(offset) < 1e-3 * float(np.abs(after).max())
-    formula = f"{factor:.4g} times Keras' logits" + (
-        "" if small else f" {'+' if offset > 0 else '-'} {abs(offset):.4g}"
+    formula = f"{factor:.3g} times Keras' logits" + (
+        "" if small else f" {'+' if offset > 0 else '-'} {abs(offset):.3g}"
     )
     return Explanation(
         "logits scaled",

@@ -24,7 +24,7 @@ from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensor
 
 IMAGES = 8  # that ranges are taken from
 GAINED = 6.0  # dB that the repair of scales has to bring
-NEARLY_ALL = 3.0  # dB that the repair of one scale may lack of the repair of all
+NEARLY_ALL = 0.8  # of the dB that the repair of all scales brings, for one to be blamed alone
 UNEQUAL = 0.01  # relative difference of two scales that is no rounding
 # Octaves, root mean square over the tensors, between the scales of a file and the ranges of its activations: 0.1 to
 # 0.4 where the calibration images were like the test images, for all methods of calibration.
@@ -82,7 +82,7 @@ def explain_scales(
         return [found]
     worst = max(ranges, key=lambda item: item.harm)
     alone = fit_db(expected, _with_scales(model, [worst], pixels))
-    if alone >= repaired - NEARLY_ALL and alone >= without + GAINED:
+    if alone >= NEAR["int8"] and alone - without >= max(GAINED, NEARLY_ALL * (repaired - without)):
         return [_one_scale(worst, without, alone)]
     found = _many_scales(ranges, without, repaired)
     return [found] if found is not None else []

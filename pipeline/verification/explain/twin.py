@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class QuantizedTensor:
         zero: Zero point.
         low: Smallest integer.
         high: Largest integer.
-        node: Name of the QuantizeLinear.
+        node: Name of the QuantizeLinear, or of the node before it.
         scale_name: Initializer of `scale`.
         back_name: Initializer of `back`.
         output: Tensor behind the pair.
@@ -83,11 +83,16 @@ def quantized_tensors(model: ModelProto) -> list[QuantizedTensor]:
             limits = np.iinfo(zero.dtype) if np.issubdtype(zero.dtype, np.integer) else np.iinfo(np.int8)
             found.append(
                 QuantizedTensor(
-                    node.input[0], values[0], values[1], int(zero), int(limits.min), int(limits.max), node.name,
-                    node.input[1], back.input[1], back.output[0],
+                    node.input[0], values[0], values[1], int(zero), int(limits.min), int(limits.max),
+                    _name_of(node, written), node.input[1], back.input[1], back.output[0],
                 )
             )  # fmt: skip
     return found
+
+
+def _name_of(node: NodeProto, written: Mapping[str, NodeProto]) -> str:
+    before = written.get(node.input[0])
+    return node.name or (before.name if before is not None else "")
 
 
 def without_rounding(model: ModelProto) -> ModelProto:

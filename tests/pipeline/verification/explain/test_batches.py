@@ -1,0 +1,156 @@
+"""What the batch does to answers is found by running the same images together and alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from export.errors import DeviceUnavailableError, RunnerError
+from pipeline.runners.base import Outputs, softmax
+from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.verification.explain.batches import Runs, explain_batches, nodes_over_batch, run_in_batches
+from pipeline.verification.parity import Candidate
+from tests import tiny_onnx
+
+IMAGES = tiny_onnx.pixels(8)
+WEIGHTS = np.random.default_rng(0).normal(0, 1e-4, (IMAGES[0].size, 4))
+
+
+def right(pixels: np.ndarray) -> np.ndarray:
+    return (pixels.reshape(len(pixels), -1) @ WEIGHTS).astype(np.float32)
+
+
+class FakeRunner:
+    """Answers by a function of the pixels."""
+
+    def __init__(self, answer: Callable[[np.ndarray], np.ndarray], over: int = -1) -> None:
+        self.answer, self.over = answer, over
+
+    def __enter__(self) -> FakeRunner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def infer(self, pixels: np.ndarray) -> Outputs:
+        logits = self.answer(pixels)
+        probabilities = softmax(logits) if self.over == -1 else softmax(np.ascontiguousarray(logits.T)).T
+        return Outputs(logits, probabilities)
+
+
+def candidate(open_runner: Callable[[], Any]) -> Candidate:
+    return Candidate("x.onnx", "onnxruntime", "fp32", "", None, open_runner)
+
+
+def causes(answer: Callable[[np.ndarray], np.ndarray], **options: Any) -> list[str]:
+    runs = run_in_batches(candidate(lambda: FakeRunner(answer, **options)), IMAGES)
+    assert runs is not None
+    found = explain_batches(right(IMAGES), runs, "fp32", None, runs.together)
+    return [explanation.cause for explanation in found]
+
+
+def only_one(pixels: np.ndarray) -> np.ndarray:
+    if len(pixels) > 1:
+        raise RunnerError("Expected one image. Received: more.")
+    return right(pixels)
+
+
+def mixed(pixels: np.ndarray) -> np.ndarray:
+    logits = right(pixels)
+    return logits + (logits.mean(axis=0) if len(pixels) > 1 else 0)
+
+
+def one_nan(pixels: np.ndarray) -> np.ndarray:
+    logits = right(pixels)
+    logits[3:4] = np.nan
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        (right, {}, []),
+        (only_one, {}, ["fixed batch"]),
+        (mixed, {}, ["batch dependence"]),
+        (one_nan, {}, ["not finite"]),
+        (right, {"over": 0}, ["softmax twice"]),
+        (lambda pixels: 1.5 * right(pixels), {}, []),
+    ],
+)
+def test_the_batch_is_blamed_where_it_is_at_fault(
+    answer: Callable[[np.ndarray], np.ndarray], options: dict[str, int], expected: list[str]
+) -> None:
+    assert causes(answer, **options) == expected
+
+
+def test_a_nan_of_the_image_itself_is_told_from_one_of_the_batch() -> None:
+    def of_the_image(pixels: np.ndarray) -> np.ndarray:
+        logits = right(pixels)
+        logits[(pixels == IMAGES[5]).all(axis=(1, 2, 3))] = np.nan
+        return logits
+
+    texts = []
+    for answer in (one_nan, of_the_image):
+        runs = run_in_batches(candidate(lambda answer=answer: FakeRunner(answer)), IMAGES)
+        assert runs is not None
+        (found,) = explain_batches(right(IMAGES), runs, "fp32", None, runs.together)
+        texts.append(f"{found.text} {found.evidence}")
+    assert "comes from the batch" in texts[0]
+    assert "Test image 3: 4 x NaN" in texts[0]
+    assert "comes from what these images hold" in texts[1]
+    assert "Test image 5" in texts[1]
+
+
+def test_a_device_that_is_not_here_is_not_run() -> None:
+    def unavailable() -> Any:
+        raise DeviceUnavailableError("Expected a GPU. Received: none.", "no GPU")
+
+    assert run_in_batches(candidate(unavailable), IMAGES) is None
+
+
+def test_the_sizes_that_run_are_named(tmp_path: Path) -> None:
+    path = tiny_onnx.write(tmp_path / "model.onnx", batch=2)
+    runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
+    assert runs is not None
+    assert runs.works == (2,)
+    assert runs.alone is None
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    assert "batches of 2" in found.text
+    assert "2 x 16 x 16 x 3" in found.evidence
+
+
+def normalizing(**attributes: int) -> onnx.ModelProto:
+    model = tiny_onnx.classifier()
+    for node in model.graph.node:
+        node.input[:] = ["normal" if name == "conv" else name for name in node.input]
+    weights = [f"norm{index}" for index in range(4)]
+    for name, value in zip(weights, (1, 0, 0, 1)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(8, value, np.float32), name))
+    outputs = ["normal", "mean", "var"] if attributes.get("training_mode") else ["normal"]
+    node = helper.make_node("BatchNormalization", ["conv", *weights], outputs, "norm/Batch", **attributes)
+    model.graph.node.insert(next(i for i, n in enumerate(model.graph.node) if n.name == "relu"), node)
+    return model
+
+
+def test_batchnorm_in_training_mode_is_named_with_its_layer(tmp_path: Path) -> None:
+    path, good = tmp_path / "training.onnx", tmp_path / "good.onnx"
+    path.write_bytes(normalizing(training_mode=1).SerializeToString())
+    good.write_bytes(normalizing().SerializeToString())
+    with OnnxRunner(good) as runner:
+        expected = runner.infer(IMAGES).logits
+    runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
+    assert runs is not None
+    (found,) = explain_batches(expected, runs, "fp32", path, runs.together)
+    assert (found.cause, found.layer) == ("training mode", "norm")
+    assert nodes_over_batch(onnx.load(good)) == []
+
+
+def test_rows_that_all_are_not_finite_are_left_to_others() -> None:
+    broken = np.full((8, 4), np.nan, np.float32)
+    assert explain_batches(right(IMAGES), Runs(broken, None, broken), "fp32", None, broken) == []
