@@ -18,8 +18,10 @@ IN_FUNCTIONS = {
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",
+    "pipeline/verification/assertion",
     "pipeline/verification/decoding",
     "pipeline/verification/layers/keras_layers",
+    "pipeline/verification/onnx_files",
 }
 # Modules that load it when they are imported: no test of theirs is part of `make check`.
 LOAD_IT = {

@@ -80,7 +80,7 @@ def check_verify_options(args: argparse.Namespace) -> None:
     for file in args.onnx:
         if not file.is_file():
             raise ProjectError(
-                f"Expected an ONNX file after --onnx. Received: {file}, which is none. Correct the path."
+                f"Expected an ONNX file after --onnx. Received: {file}, which is no file. Correct the path."
             )
     if args.junit is not None:
         check_output(args.junit, "--junit", "parity.xml", (".xml",))
