@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.onnx_passes.graph import op_counts
 from export.onnx_passes.layer_names import keras_layer
+from export.tensorrt.sidecar import Precision
 from pipeline.verification.layers.keras_layers import INPUT, KerasLayer, KerasLayers
 from pipeline.verification.layers.matching import Place, best_pairs, cosine_of, find_candidates
 from pipeline.verification.layers.subject import FedSession, Subject
 
-_FOUND_DB = 20.0  # between a tensor and the layer that it holds; two layers that differ by as little are told apart
-_FOUND_INT8_DB = 10.0  # rounding to INT8 takes this much, layer after layer
+# SQNR between a tensor and the layer that it holds, in a file without a fault: rounding adds up from layer to layer.
+_FOUND_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
 _DIRECTION = 0.5  # cosine similarity of a faulty layer with what it should be
 _BEHIND = 3  # layers that may be folded into the one before them
 NOT_FOUND = "no tensor of the file has its values"
@@ -116,7 +116,7 @@ class _Search:
         self._written_by = {name: keras_layer(node.name) for node in subject.model.graph.node for name in node.output}
         known = sum(name in layers for name in self._written_by.values())
         self._named = 2 * known > len(self._written_by)
-        self._threshold = _FOUND_INT8_DB if "QuantizeLinear" in op_counts(subject.model) else _FOUND_DB
+        self._threshold = _FOUND_DB[subject.precision]
 
     def keep(self, source: Mapping) -> None:
         """Take over the places of another file; a layer whose tensor has another name here is found by its values."""
@@ -198,6 +198,8 @@ class _Search:
             return True
         chain = self._chain(first, set(missing))
         tensors = own if self._named else list(values)
+        if self._named or first == self._last:  # a layer of several nodes ends with the last one
+            tensors = tensors[::-1]
         for tensor in tensors:
             fits = {
                 (name, place): cosine
