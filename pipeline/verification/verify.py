@@ -1,4 +1,4 @@
-"""The parts of the verify stage: Keras' logits on the test images, the candidates, and the table of the verdict."""
+"""The parts of the verify stage: Keras' logits on the test images, and the candidates."""
 
 import importlib.util
 import json
@@ -15,23 +15,13 @@ from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
 from export.records import parse_json
 from export.tensorrt.sidecar import sidecar_path
-from export.words import aligned, count
+from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.engines import engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import matches_manifest
-from pipeline.artifacts.parity_report import (
-    CUDA,
-    FAIL,
-    INCONCLUSIVE,
-    NOT_RUN,
-    PASS,
-    Hop,
-    ParityReport,
-    describe_relative_limit,
-    files_not_run,
-)
+from pipeline.artifacts.parity_report import CUDA
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import Sample
@@ -190,51 +180,6 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
     with_it = {CARD: sha256_file(inputs.path(CARD)), REFERENCE: sha256_file(out / Path(REFERENCE).name)}
     pixels, labels, logits = saved["pixels"], saved["labels"], saved["logits"]
     return Reference(KERAS, meta["model_sha256"], pixels, labels, logits, noise, with_it, names), skipped
-
-
-def parity_table(parity: ParityReport) -> str:
-    """Format the hops as a text table for a terminal; hops that did not run are a line per reason below it."""
-    failures: set[tuple[str, str]] = set()
-    rows = [
-        (
-            hop.kind,
-            hop.reference,
-            hop.run_name,
-            "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
-            _sqnr_text(hop),
-            "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
-            "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
-            _verdict_text(hop, failures),
-        )
-        for hop in parity.hops
-        if hop.verdict != NOT_RUN
-    ]
-    lines = aligned([("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict"), *rows])
-    lines += [
-        f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
-        for why, names in files_not_run(parity.hops).items()
-    ]
-    permitted = describe_relative_limit(parity.hops)
-    return "\n".join([*lines, *([f"  {permitted}"] if permitted else []), f"  verdict: {parity.verdict}"])
-
-
-def _sqnr_text(hop: Hop) -> str:
-    """Format the SQNR; it is infinite where both logits are equal, and undefined with NaN."""
-    if not hop.compared:
-        return ""
-    return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
-
-
-def _verdict_text(hop: Hop, failures: set[tuple[str, str]]) -> str:
-    """Format the verdict and its reason; a candidate's error is written once, although all its hops fail by it."""
-    if hop.verdict == FAIL and not hop.compared:
-        if (failure := (hop.run_name, str(hop.why))) in failures:
-            return f"{hop.verdict} (as above)"
-        failures.add(failure)
-    if hop.verdict == INCONCLUSIVE:
-        return str(hop.why)  # which begins with the word
-    more = {PASS: hop.certainty, FAIL: hop.why}.get(hop.verdict)
-    return f"{hop.verdict} ({more})" if more else str(hop.verdict)
 
 
 def _run_keras(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.artifacts.diagnosis import Hint
-from pipeline.artifacts.parity_report import FROM_KERAS, STEP, TOP_K, Hop
+from pipeline.artifacts.parity_report import STEP, TOP_K, Hop
 from pipeline.verification.explain.batches import explain_batches, run_in_batches
 from pipeline.verification.explain.case import Case
 from pipeline.verification.explain.engines import explain_engine
-from pipeline.verification.explain.fit import Explanation
+from pipeline.verification.explain.fit import NEAR, Explanation, fit_db
 from pipeline.verification.explain.inputs import explain_inputs
 from pipeline.verification.explain.outputs import explain_outputs
 
@@ -69,13 +69,10 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
         files = {other.name: other.sha256 for other in case.candidates if other.name.endswith(".onnx")}
         if stale := explain_engine(path, files):
             return [stale]
-    source = case.answers[hop.reference].logits if hop.kind == STEP else None
-    expected = case.reference.logits if source is None else source
+    expected = _expected(hop, case)
     found: list[Explanation] = []
     if answer.logits is not None:
-        found += explain_outputs(
-            expected, answer.logits, getattr(answer, "probabilities", None), precision, case.card.classes
-        )
+        found += explain_outputs(expected, answer.logits, answer.probabilities, precision, case.card.classes)
     if _settled(found):
         return found
     file = path if path is not None and candidate.name.endswith(".onnx") else None
@@ -86,12 +83,22 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     found += explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits)
     if _settled(found) or runs.together is None:
         return found
-    model = case.model if hop.kind == FROM_KERAS else None
+    model = case.model if expected is case.reference.logits else None
     if model is not None:
         found += explain_inputs(_predict(model), pixels, runs.together, case.card.preprocessing, precision)
     if _settled(found) or file is None or candidate.backend != "onnxruntime":
         return found
     return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+
+
+def _expected(hop: Hop, case: Case) -> np.ndarray:
+    """Return the logits that a run should have given: Keras', or those of a source that is wrong itself."""
+    keras_logits = case.reference.logits
+    source = case.candidate(hop.reference) if hop.kind == STEP else None
+    logits = case.answers[source.run_name].logits if source is not None else None
+    if source is None or logits is None or fit_db(keras_logits, logits) >= NEAR[source.precision]:
+        return keras_logits
+    return logits
 
 
 def _explain_file(
@@ -121,7 +128,10 @@ def _explain_file(
         found += explain_inputs(_predict(keras_model), pixels, logits, case.card.preprocessing, hop.precision)
     if not _settled(found) and keras_model is not None:
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
-        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors)
+        source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
+        earlier = case.paths.get(source.name) if source is not None and hop.precision != "fp32" else None
+        origin = onnx.load(str(earlier)) if earlier is not None else None
+        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
 
 

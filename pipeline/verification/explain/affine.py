@@ -37,23 +37,23 @@ def explain_factors(part: Part) -> Explanation | None:
     if 0 < wrong.sum() < known.sum():
         return Explanation(
             "weights",
-            f"In layer {part.layer.name!r} {outputs_in_words(int(wrong.sum()), len(factors))} have another scale than "
-            "in Keras.",
+            f"In layer {part.weighted_layer!r} {outputs_in_words(int(wrong.sum()), len(factors))} have another scale "
+            "than in Keras.",
             f"Channel {listed(np.flatnonzero(wrong), most=3)}: "
             f"{listed((f'{value:.4g}' for value in factors[wrong]), most=3)} times Keras'; the others are equal.",
             _EXPORT,
-            part.layer.name,
+            part.weighted_layer,
         )
     if not wrong.any() and np.abs(offsets).max() > 0:
         moved = np.abs(offsets) > 1e-3 * float(np.abs(reference).max())
         return Explanation(
             "weights",
-            f"In layer {part.layer.name!r} a bias is wrong: {outputs_in_words(int(moved.sum()), len(offsets))} are "
+            f"In layer {part.weighted_layer!r} a bias is wrong: {outputs_in_words(int(moved.sum()), len(offsets))} are "
             "moved by a constant.",
             f"With these constants taken off, the output differs from Keras' by {difference_in_words(fit)}, as it is "
             f"by {difference_in_words(part.error_db)}.",
             _EXPORT,
-            part.layer.name,
+            part.weighted_layer,
         )
     return None
 
@@ -61,13 +61,13 @@ def explain_factors(part: Part) -> Explanation | None:
 def _scaled(part: Part, factor: float, fit: float) -> Explanation:
     return Explanation(
         "layer scale",
-        f"The output of layer {part.layer.name!r} is {factor:.4g} times what Keras gives, so a scale or the weights of "
-        "this layer are off by that factor.",
+        f"The output of layer {part.weighted_layer!r} is {factor:.4g} times what Keras gives, so a scale or weights "
+        "of it are off by that factor.",
         f"Fed with Keras' values, its output differs from Keras' by {difference_in_words(part.error_db)}; divided by "
         f"{factor:.4g}, by {difference_in_words(fit)}.",
         "Run quantize again with --force; if another tool made the file, look at the scales of this layer."
         if part.precision == "int8" else _EXPORT,
-        part.layer.name,
+        part.weighted_layer,
     )  # fmt: skip
 
 

@@ -44,12 +44,13 @@ def explain_attributes(part: Part) -> Explanation | None:
     if best is None:
         return None
     db, repair = best
+    layer = part.layer_of(repair.node)
     return Explanation(
         repair.cause,
-        f"In layer {part.layer.name!r} {repair.text}.",
+        f"In layer {layer!r} {repair.text}.",
         f"{repair.node.op_type} {repair.node.name!r}: {part.repair_in_words(repair.what, db)}",
         _EXPORT,
-        part.layer.name,
+        layer,
     )
 
 
@@ -81,7 +82,7 @@ def _repairs(part: Part) -> Iterator[_Repair]:
             yield from _epsilons(part, node)
         if node.op_type in ("Resize", "Upsample"):
             yield from _resizing(model, node)
-        if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh"):
+        if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh", "Identity"):
             yield from _activations(model, node)
 
 
@@ -211,16 +212,15 @@ def _activations(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
                     "attribute", node, f"the slope of LeakyRelu is {now:.3g} instead of {alpha:.3g}",
                     f"with {alpha:.3g}", _set(model, node, alpha=alpha),
                 )  # fmt: skip
-    for name, others in (
-        ("Relu", {}), ("LeakyRelu", {"alpha": 0.01}), ("LeakyRelu", {"alpha": 0.2}), ("LeakyRelu", {"alpha": 0.3}),
-        ("Elu", {}), ("Sigmoid", {}), ("Tanh", {}), ("Identity", {}),
+    for name in (
+        "Relu", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "Identity",
     ):  # fmt: skip
         if name == node.op_type:
             continue
         changed = copy_model(model)
         for item in changed.graph.node:
             if item.output[0] == node.output[0]:
-                item.CopyFrom(helper.make_node(name, [node.input[0]], [node.output[0]], node.name, **others))
+                item.CopyFrom(helper.make_node(name, [node.input[0]], [node.output[0]], node.name))
         yield _Repair(
             "attribute", node, f"the activation is {node.op_type} where Keras has {name.replace('Identity', 'none')}",
             f"with {name}", changed,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 from onnx import ModelProto
 
@@ -27,6 +27,9 @@ from pipeline.verification.layers.keras_layers import INPUT, KerasLayers
 from pipeline.verification.layers.mapping import map_layers
 from pipeline.verification.layers.subject import Subject
 
+if TYPE_CHECKING:
+    import keras
+
 IMAGES = 2
 SATURATED = 1e-3  # share of an input's values
 EXPLAINED = 2  # wrong layers that are looked at
@@ -41,6 +44,7 @@ def explain_layers(
     spec: PreprocessingSpec,
     pixels: np.ndarray,
     factors: Mapping[str, np.ndarray],
+    source: ModelProto | None,
 ) -> list[Explanation]:
     """Explain a file by its first layers whose own error is too large.
 
@@ -52,20 +56,23 @@ def explain_layers(
         spec: Preprocessing that the card says.
         pixels: Test images.
         factors: Of the file's tensors, see `Subject`.
+        source: FP32 file that this one was made from; None if it was made from none.
     """
     pixels = pixels[:IMAGES]
     layers = KerasLayers(network, spec)
     subject = Subject(run, precision, model, factors)
-    mapping = map_layers(layers, subject, pixels)
+    earlier = map_layers(layers, Subject(run, "fp32", source), pixels) if source is not None else None
+    mapping = map_layers(layers, subject, pixels, earlier)
     compared = compare_layers(layers, mapping, subject, pixels)
     wrong = [row for row in compared.rows if _is_wrong(row, compared)]
+    outputs = layers.outputs(pixels) if wrong else {}
     found: list[Explanation] = []
     for row in wrong[:EXPLAINED]:
         if row.layer == INPUT:
             explanation = _of_pixels(compared, row, pixels, spec, model)
         else:
-            values = layer_values(layers, mapping, subject, row.layer, pixels)
-            part = make_part(subject, mapping, row.layer, values, network, layers.outputs(pixels))
+            found_values = layer_values(layers, mapping, subject, row.layer, pixels)
+            part = make_part(subject, mapping, row.layer, found_values, network, outputs, layers.layers)
             explanation = _of_layer(part, row, compared)
         if explanation is not None and explanation.cause not in [other.cause for other in found]:
             found.append(explanation)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from export.errors import ProjectError
 from export.onnx_passes.cut import extract
 from export.onnx_passes.graph import copy_model
+from export.onnx_passes.layer_names import keras_layer
 from export.ort_session import open_session
 from export.words import count, listed
 from pipeline.verification.explain.fit import difference_in_words, fit_db
 from pipeline.verification.explain.twin import in_fp32, without_rounding
 from pipeline.verification.layers.compare import LayerValues
+from pipeline.verification.layers.keras_layers import KerasLayer
 from pipeline.verification.layers.mapping import MappedLayer
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
 from pipeline.verification.layers.subject import Subject
+
+if TYPE_CHECKING:
+    import keras
 
 # SQNR in dB from which a layer fed with Keras' values gives Keras' output, with nothing rounded but its weights.
 AGREES: Mapping[str, float] = {"fp32": 70.0, "fp16": 45.0, "int8": 22.0}
@@ -43,6 +47,7 @@ class Part:
         network: Keras' model.
         values: Keras' outputs of all layers, by name.
         factors: Factors of the file's tensors, see `Subject`.
+        folded: Layers that are folded into this one, in the order of the model.
     """
 
     layer: MappedLayer
@@ -56,6 +61,7 @@ class Part:
     network: keras.Model
     values: Mapping[str, np.ndarray]
     factors: Mapping[str, np.ndarray]
+    folded: tuple[str, ...]
 
     @property
     def error_db(self) -> float:
@@ -92,16 +98,43 @@ class Part:
 
     def keras_layers(self) -> list[Any]:
         """Return the layer in Keras, and those that are folded into it, in the order of the model."""
-        folded = [n for n, reason in self.mapping.without_tensor.items() if reason == f"folded into {self.layer.name}"]
-        wanted = [bare_name(name) for name in (*folded, self.layer.name)]
+        wanted = [bare_name(name) for name in (*self.folded, self.layer.name)]
         return [layer for name in wanted for layer in _layers_of(self.network) if layer.name == name]
+
+    def layer_of(self, node: NodeProto) -> str:
+        """Return the Keras layer of a node where its name says so; else the layer of the part."""
+        name = keras_layer(node.name)
+        return name if name in self.values else self.layer.name
+
+    @property
+    def weighted_layer(self) -> str:
+        """Return the Keras layer of the node with the weights; the layer of the part where there is none."""
+        weighted = [node for node in self.nodes if node.op_type in ("Conv", "Gemm", "MatMul", "ConvTranspose")]
+        return self.layer_of(weighted[-1]) if len(weighted) == 1 else self.layer.name
 
 
 def make_part(
-    subject: Subject, mapping: LayerMapping, name: str, found: LayerValues, network: keras.Model, values: Any
+    subject: Subject,
+    mapping: LayerMapping,
+    name: str,
+    found: LayerValues,
+    network: keras.Model,
+    values: Mapping[str, np.ndarray],
+    structure: Mapping[str, KerasLayer],
 ) -> Part:
-    """Return a layer as a part, see `Part`."""
+    """Return a layer as a part, see `Part`.
+
+    Args:
+        subject: The file.
+        mapping: Tensors of its layers.
+        name: The layer.
+        found: Its values.
+        network: Keras' model.
+        values: Keras' outputs of all layers, by name.
+        structure: All layers of Keras' model.
+    """
     layer = next(layer for layer in mapping.layers if layer.name == name)
+    norm = _folded_norm(layer, subject, mapping, structure)
     model = extract(subject.model, list(found.inputs), [layer.tensor])
     plain = without_rounding(model) if subject.precision == "int8" else in_fp32(model)
     inputs = {
@@ -109,9 +142,37 @@ def make_part(
     }
     own = run_part(plain, inputs)
     reference = found.reference.astype(np.float32)
+    if norm is not None:  # folded into a Conv that is so wrong that its tensor was taken for that of the Conv alone
+        reference = layer.in_file(values[norm], own) / subject.factor(layer.tensor, own)
+        layer = replace(layer, name=norm, kind="BatchNormalization")
+    folded = [name] if norm is not None else []
+    folded += [other for other, why in mapping.without_tensor.items() if why == f"folded into {name}"]
+    order = [*structure]
     return Part(
-        layer, plain, model, inputs, reference, own, subject.precision, mapping, network, values, subject.factors
+        layer,
+        plain,
+        model,
+        inputs,
+        reference,
+        own,
+        subject.precision,
+        mapping,
+        network,
+        values,
+        subject.factors,
+        tuple(sorted((n for n in folded if n != layer.name), key=order.index)),
     )
+
+
+def _folded_norm(
+    layer: MappedLayer, subject: Subject, mapping: LayerMapping, structure: Mapping[str, KerasLayer]
+) -> str | None:
+    """Return the BatchNorm without a tensor that alone reads a layer; None if the file has nodes for it."""
+    readers = [other for other in structure.values() if layer.name in other.inputs]
+    if len(readers) != 1 or readers[0].kind != "BatchNormalization" or readers[0].name not in mapping.without_tensor:
+        return None
+    has_nodes = any(node.op_type == "BatchNormalization" for node in subject.model.graph.node)
+    return None if has_nodes else readers[0].name
 
 
 def run_part(model: ModelProto, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

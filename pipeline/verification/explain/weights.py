@@ -17,6 +17,8 @@ _EXPORT = "Export the model again, and see that the file was copied as a whole: 
 
 def explain_weights(part: Part) -> Explanation | None:
     """Explain a layer by weights that differ from Keras'."""
+    if turned := _channel_order(part):
+        return turned
     expected = _keras_weights(part)
     for name, received in weights_of(part).items():
         for values in expected:
@@ -31,6 +33,24 @@ def explain_weights(part: Part) -> Explanation | None:
             if part.agrees(fit):
                 return _wrong_weights(part, name, form, received, wrong, fit)
     return _rounded(part)
+
+
+def _channel_order(part: Part) -> Explanation | None:
+    """Find weights of the first layer that read red as blue."""
+    for name, received in weights_of(part).items():
+        if received.ndim != 4 or received.shape[1] != 3:
+            continue
+        fit = part.repaired(with_tensor(part.model, name, received[:, ::-1]))
+        if part.agrees(fit):
+            return Explanation(
+                "channel order",
+                f"Layer {part.weighted_layer!r} reads red as blue and blue as red (RGB and BGR are exchanged).",
+                part.repair_in_words("with its weights for red and blue exchanged", fit),
+                "Take the channel order from the model's card: export again, or set model.preprocessing in the recipe "
+                "to what the model was trained with.",
+                part.weighted_layer,
+            )
+    return None
 
 
 def _wrong_weights(
@@ -52,10 +72,10 @@ def _wrong_weights(
         what = f"differs from Keras' in {number:,} of {size:,} values"
     return Explanation(
         "weights",
-        f"A weight of layer {part.layer.name!r} {what}.",
+        f"A weight of layer {part.weighted_layer!r} {what}.",
         f"{name!r}: {part.repair_in_words('with the weights of Keras', fit)}",
         _EXPORT,
-        part.layer.name,
+        part.weighted_layer,
     )
 
 
@@ -76,10 +96,10 @@ def _rounded(part: Part) -> Explanation | None:
         if kind:
             return Explanation(
                 "weights",
-                f"The weights of layer {part.layer.name!r} were rounded to {kind} although the file is FP32.",
+                f"The weights of layer {part.weighted_layer!r} were rounded to {kind} although the file is FP32.",
                 f"All {values.size:,} values of {name!r} are numbers of {kind}.",
                 _EXPORT,
-                part.layer.name,
+                part.weighted_layer,
             )
     return None
 
@@ -132,17 +152,17 @@ def _affine_of(norm: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_file(kernel: np.ndarray, kind: str) -> np.ndarray:
-    if kernel.ndim != 4:
-        return kernel
-    if kind == "DepthwiseConv2D":
+    if kernel.ndim == 4 and kind == "DepthwiseConv2D":
         height, width, channels, times = kernel.shape
-        return kernel.transpose(2, 3, 0, 1).reshape(channels * times, 1, height, width)
-    return kernel.transpose(3, 2, 0, 1)
+        return np.asarray(kernel.transpose(2, 3, 0, 1).reshape(channels * times, 1, height, width))
+    return np.asarray(kernel.transpose(3, 2, 0, 1)) if kernel.ndim == 4 else kernel
 
 
 def _output_factors(part: Part, channels: int) -> np.ndarray:
     factors = part.factors.get(part.layer.tensor)
-    return factors.astype(np.float64) if factors is not None and len(factors) == channels else np.ones(channels)
+    if factors is None or len(factors) != channels:
+        return np.ones(channels)
+    return np.asarray(factors, np.float64)
 
 
 def _divided(part: Part, weight: np.ndarray) -> np.ndarray:
@@ -153,5 +173,5 @@ def _divided(part: Part, weight: np.ndarray) -> np.ndarray:
     for name in part.inputs:
         factors = part.factors.get(name)
         if factors is not None and len(factors) == weight.shape[1]:
-            result = result * factors.astype(np.float64).reshape(1, -1, 1, 1)
-    return result
+            result = result * np.asarray(factors, np.float64).reshape(1, -1, 1, 1)
+    return np.asarray(result)
