@@ -80,12 +80,15 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     runs = run_in_batches(candidate, pixels)
     if runs is None:
         return found
-    found += explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits)
+    by_batch = explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits)
+    found += [_located(explanation, file, pixels) for explanation in by_batch]
     if _settled(found) or runs.together is None:
         return found
     model = case.model if expected is case.reference.logits else None
     if model is not None:
-        found += explain_inputs(_predict(model), pixels, runs.together, case.card.preprocessing, precision)
+        found += explain_inputs(
+            _predict(model), pixels, runs.together, case.card.preprocessing, precision, _first_layer(file)
+        )
     if _settled(found) or file is None or candidate.backend != "onnxruntime":
         return found
     return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
@@ -125,7 +128,8 @@ def _explain_file(
         found += explain_range(model, pixels, expected, received, hop.precision)
     if hop.precision != "fp32" and not _settled(found) and keras_model is not None:
         logits = next(iter(run(without_rounding(model), pixels).values()))
-        found += explain_inputs(_predict(keras_model), pixels, logits, case.card.preprocessing, hop.precision)
+        spec, predict = case.card.preprocessing, _predict(keras_model)
+        found += explain_inputs(predict, pixels, logits, spec, hop.precision, _first_layer(path))
     if not _settled(found) and keras_model is not None:
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
@@ -133,6 +137,31 @@ def _explain_file(
         origin = onnx.load(str(earlier)) if earlier is not None else None
         found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
+
+
+def _first_layer(path: Path | None) -> str:
+    """Return the Keras layer of the first weights of an ONNX file; "" where there are none."""
+    if path is None:
+        return ""
+    import onnx
+
+    from export.onnx_passes.layer_names import keras_layer
+
+    nodes = onnx.load(str(path)).graph.node
+    return next((keras_layer(node.name) for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")), "")
+
+
+def _located(explanation: Explanation, path: Path | None, pixels: np.ndarray) -> Explanation:
+    """Return an explanation of values that are not finite with the layer where they arise."""
+    if explanation.cause != "not finite" or path is None:
+        return explanation
+    import onnx
+
+    from pipeline.verification.explain.half import first_not_finite
+
+    layer = first_not_finite(onnx.load(str(path)), pixels)
+    where = f" The first such values are behind layer {layer!r}." if layer else ""
+    return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")
 
 
 def _settled(found: Sequence[Explanation]) -> bool:

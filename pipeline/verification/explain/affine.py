@@ -6,11 +6,12 @@ import numpy as np
 
 from export.words import listed
 from pipeline.verification.explain.fit import Explanation, difference_in_words, fit_db
-from pipeline.verification.explain.part import Part, outputs_in_words
+from pipeline.verification.explain.part import Part, outputs_in_words, weights_of
 
 EQUAL = {"fp32": 2e-3, "fp16": 5e-3, "int8": 0.03}  # relative difference of two factors that is rounding
 LIKELY_EPSILON = (1e-8, 1.0)
 _SMALLEST = 1e-3  # a channel whose values spread less than this share of the largest says nothing
+_GONE = 1e-3  # a channel that is nearly zero has lost its weights
 _EXPORT = "Export the model again; if the file is edited after the export, look at what changes this layer's weights."
 
 
@@ -34,7 +35,7 @@ def explain_factors(part: Part) -> Explanation | None:
         return _scaled(part, median, fit)
     if epsilon := _epsilon(part, factors, known):
         return epsilon
-    if 0 < wrong.sum() < known.sum():
+    if 0 < wrong.sum() < known.sum() and (np.abs(factors[wrong]) > _GONE).any():
         return Explanation(
             "weights",
             f"In layer {part.weighted_layer!r} {outputs_in_words(int(wrong.sum()), len(factors))} have another scale "
@@ -44,8 +45,8 @@ def explain_factors(part: Part) -> Explanation | None:
             _EXPORT,
             part.weighted_layer,
         )
-    if not wrong.any() and np.abs(offsets).max() > 0:
-        moved = np.abs(offsets) > 1e-3 * float(np.abs(reference).max())
+    moved = np.abs(offsets) > 1e-3 * float(np.abs(reference).max())
+    if not wrong.any() and moved.any() and weights_of(part):
         return Explanation(
             "weights",
             f"In layer {part.weighted_layer!r} a bias is wrong: {outputs_in_words(int(moved.sum()), len(offsets))} are "
@@ -85,10 +86,11 @@ def _factor(reference: np.ndarray, own: np.ndarray) -> float | None:
 def _fit_channels(reference: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return own values as a factor and an offset of each channel of the reference, with both.
 
-    Where both are zero, which a Relu does, values are left out. The factor of a channel that hardly varies is NaN.
+    Where one is zero, which a Relu does, values stay those of the reference. The factor of a channel that hardly varies
+    is NaN.
     """
     channels = reference.shape[1]
-    factors, offsets, fitted = np.full(channels, np.nan), np.zeros(channels), own.copy()
+    factors, offsets, fitted = np.full(channels, np.nan), np.zeros(channels), reference.copy()
     largest = float(np.abs(reference).max()) or 1.0
     for channel in range(channels):
         before, after = reference[:, channel], own[:, channel]

@@ -66,6 +66,8 @@ def _repairs(part: Part) -> Iterator[_Repair]:
     for node in part.nodes:
         if node.op_type in _PADDED:
             yield from _borders(model, node)
+        if node.op_type == "MaxPool" and any(attribute(node, "pads", ())):
+            yield _zero_border(model, node)
         if node.op_type == "Pad":
             yield from _pads(model, node)
         if node.op_type == "AveragePool":
@@ -170,6 +172,22 @@ def _other_pool(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
         "pooling", node,
         f"the pool takes {kinds['Average' in node.op_type]} where Keras takes {kinds['Average' in other]}",
         f"as {other}", changed,
+    )  # fmt: skip
+
+
+def _zero_border(model: ModelProto, node: NodeProto) -> _Repair:
+    """Return the repair of a MaxPool that should see zeros around the image."""
+    top, left, bottom, right = attribute(node, "pads")
+    changed = _set(model, node, pads=[0, 0, 0, 0])
+    border, padded = f"{node.output[0]}/border", f"{node.output[0]}/padded"
+    pads = np.asarray([0, 0, top, left, 0, 0, bottom, right], np.int64)
+    changed.graph.initializer.append(numpy_helper.from_array(pads, border))
+    place = next(i for i, item in enumerate(changed.graph.node) if item.output[0] == node.output[0])
+    changed.graph.node[place].input[0] = padded
+    changed.graph.node.insert(place, helper.make_node("Pad", [node.input[0], border], [padded], f"{node.name}/Pad"))
+    return _Repair(
+        "padding", node, "the pool leaves the border out, where Keras pads with zeros, which may be the largest values",
+        "with zeros around the image", changed,
     )  # fmt: skip
 
 

@@ -62,6 +62,30 @@ def explain_range(
     return []
 
 
+def first_not_finite(model: ModelProto, pixels: np.ndarray) -> str:
+    """Return the Keras layer of the first tensor that is not finite; "" where there is none.
+
+    What follows such a tensor is not finite either, so a search by halves finds it in a few runs.
+
+    Args:
+        model: The file, with one input of pixels.
+        pixels: Images in one batch, as they were run.
+    """
+    tensors = float_tensors(model)
+
+    def broken(index: int) -> bool:
+        name = tensors[index][0]
+        return not np.isfinite(run(model, pixels, [name], len(pixels))[name]).all()
+
+    if not tensors or not broken(len(tensors) - 1):
+        return ""
+    low, high = 0, len(tensors) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if broken(middle) else (middle + 1, high)
+    return keras_layer(tensors[low][1].name)
+
+
 def _half_tensors(model: ModelProto) -> set[str]:
     inferred = infer_shapes(model)
     return {

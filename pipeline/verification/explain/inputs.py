@@ -32,12 +32,14 @@ class Hypothesis:
         what: A phrase, after "with".
         text: What is wrong, as a sentence.
         inputs: From uint8 RGB (N, height, width, 3) to float32 inputs of the network, of that shape.
+        in_weights: Whether it lies in the weights of the first layer, if not in the pixels.
     """
 
     cause: Cause
     what: str
     text: str
     inputs: Callable[[np.ndarray], np.ndarray]
+    in_weights: bool = False
 
 
 def hypotheses(spec: PreprocessingSpec, classes_of: str = "the card") -> Iterator[Hypothesis]:
@@ -65,6 +67,7 @@ def hypotheses(spec: PreprocessingSpec, classes_of: str = "the card") -> Iterato
             "red and blue exchanged after the mean",
             f"{swapped}, after the mean of each channel was subtracted.",
             lambda pixels: spec.apply(pixels)[..., ::-1],
+            in_weights=True,
         )
         for other in list(permutations(range(3)))[1:]:
             if other != (2, 1, 0):
@@ -101,6 +104,12 @@ def hypotheses(spec: PreprocessingSpec, classes_of: str = "the card") -> Iterato
                 "The file subtracts the mean of red from blue and the mean of blue from red.",
                 lambda pixels: (raw(pixels) - mean[..., ::-1]) * scale,
             )
+        yield Hypothesis(
+            "mean missing",
+            "a mean of pixels from 0 to 1",
+            "The file subtracts a mean of pixels from 0 to 1 (a 255th) from pixels of 0 to 255, so hardly any.",
+            lambda pixels: (raw(pixels) - mean / np.float32(255)) * scale,
+        )
         if np.any(scale != 1):
             yield Hypothesis(
                 "preprocessing",
@@ -188,6 +197,7 @@ def explain_inputs(
     received: np.ndarray,
     spec: PreprocessingSpec,
     precision: str,
+    first_layer: str,
 ) -> list[Explanation]:
     """Explain logits by another preprocessing.
 
@@ -197,6 +207,7 @@ def explain_inputs(
         received: Logits of the candidate for them.
         spec: Preprocessing that the card says.
         precision: Of the candidate.
+        first_layer: Keras layer of the first weights in the file; "" if unknown.
     """
     if not np.isfinite(received).all():
         return []
@@ -212,9 +223,8 @@ def explain_inputs(
     without = fit_db(predict(spec.apply(pixels)), received)
     if fit < NEAR[precision] or not explains(precision, fit, without):
         return []
-    return [
-        Explanation(hypothesis.cause, hypothesis.text, evidence_of(hypothesis.what, fit, without), BY_CARD),
-    ]
+    layer = first_layer if hypothesis.in_weights else ""
+    return [Explanation(hypothesis.cause, hypothesis.text, evidence_of(hypothesis.what, fit, without), BY_CARD, layer)]
 
 
 def _best(fits: Sequence[tuple[float, Hypothesis]]) -> tuple[float, Hypothesis]:

@@ -69,12 +69,12 @@ def explain_layers(
     found: list[Explanation] = []
     for row in wrong[:EXPLAINED]:
         if row.layer == INPUT:
-            explanation = _of_pixels(compared, row, pixels, spec, model)
-        else:
-            found_values = layer_values(layers, mapping, subject, row.layer, pixels)
-            part = make_part(subject, mapping, row.layer, found_values, network, outputs, layers.layers)
-            explanation = _of_layer(part, row, compared)
-        if explanation is not None and explanation.cause not in [other.cause for other in found]:
+            # What follows is fed with pixels in Keras' order of the channels, which may not be the file's.
+            return [_of_pixels(compared, row, pixels, spec, model)]
+        values = layer_values(layers, mapping, subject, row.layer, pixels)
+        part = make_part(subject, mapping, row.layer, values, network, outputs, layers.layers)
+        explanation = _of_layer(part, row, compared)
+        if explanation.cause not in [other.cause for other in found]:
             found.append(explanation)
     if found and len(wrong) > 1:
         others = listed((repr(row.layer) for row in wrong[1:]), most=3)
@@ -154,7 +154,7 @@ def _unknown(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
 
 def _of_pixels(
     run: LayerRun, row: LayerRow, pixels: np.ndarray, spec: PreprocessingSpec, model: ModelProto
-) -> Explanation | None:
+) -> Explanation:
     """Explain what a file makes of the pixels, before the first layer."""
     received = run_model(model, pixels, [row.tensor])[row.tensor].astype(np.float32)
     without = fit_db(spec.apply(pixels).reshape(received.shape), received)
@@ -163,4 +163,11 @@ def _of_pixels(
         if explains(run.precision, fit, without):
             evidence = evidence_of(hypothesis.what, fit, without).replace("logits", "inputs")
             return Explanation(hypothesis.cause, hypothesis.text, evidence, BY_CARD)
-    return None
+    return Explanation(
+        "preprocessing",
+        "The file makes something else of the pixels than the card says, before the first layer.",
+        f"{row.tensor!r} holds {received.min():.4g} to {received.max():.4g}, where Keras gets "
+        f"{spec.apply(pixels).min():.4g} to {spec.apply(pixels).max():.4g}; they differ by "
+        f"{difference_in_words(without)}.",
+        BY_CARD,
+    )

@@ -143,7 +143,7 @@ def make_part(
     own = run_part(plain, inputs)
     reference = found.reference.astype(np.float32)
     if norm is not None:  # folded into a Conv that is so wrong that its tensor was taken for that of the Conv alone
-        reference = layer.in_file(values[norm], own) / subject.factor(layer.tensor, own)
+        reference = np.asarray(layer.in_file(values[norm], own) / subject.factor(layer.tensor, own), np.float32)
         layer = replace(layer, name=norm, kind="BatchNormalization")
     folded = [name] if norm is not None else []
     folded += [other for other, why in mapping.without_tensor.items() if why == f"folded into {name}"]

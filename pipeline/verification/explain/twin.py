@@ -10,7 +10,15 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.onnx_passes.cut import with_outputs
-from export.onnx_passes.graph import attribute, constants, consumers, copy_model, producers, replace_input
+from export.onnx_passes.graph import (
+    attribute,
+    constants,
+    consumers,
+    copy_model,
+    infer_shapes,
+    producers,
+    replace_input,
+)
 from export.ort_session import open_session
 
 AT_ONCE = 4  # images, because all outputs of a run are in memory together
@@ -117,25 +125,26 @@ def in_fp32(model: ModelProto) -> ModelProto:
     return result
 
 
-def run(model: ModelProto, inputs: np.ndarray, outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def run(
+    model: ModelProto, inputs: np.ndarray, outputs: Sequence[str] = (), at_once: int = AT_ONCE
+) -> dict[str, np.ndarray]:
     """Run a model with one input, exactly as its graph says, and return outputs by name.
 
     Args:
         model: The model.
         inputs: For its first input.
         outputs: Tensors. Defaults to the model's first output.
+        at_once: Images of a batch. Defaults to `AT_ONCE`.
     """
     names = list(dict.fromkeys(outputs)) or [model.graph.output[0].name]
     session = open_session(with_outputs(model, names), exact=True, spinning=False, log_severity=4)
     source = session.get_inputs()[0].name
-    parts = [session.run(names, {source: inputs[i : i + AT_ONCE]}) for i in range(0, len(inputs), AT_ONCE)]
+    parts = [session.run(names, {source: inputs[i : i + at_once]}) for i in range(0, len(inputs), at_once)]
     return {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(names)}
 
 
 def float_tensors(model: ModelProto) -> list[tuple[str, NodeProto]]:
     """Return the floating-point activations of a model with the nodes that write them, in the order of the file."""
-    from export.onnx_passes.graph import infer_shapes
-
     inferred = infer_shapes(model)
     kinds = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
     reached = _from_input(model)
