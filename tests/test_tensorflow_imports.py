@@ -13,6 +13,7 @@ HEAVY = {"tensorflow", "keras", "tf_keras", "tf2onnx"}
 ROOMS = ("export/from_keras", "pipeline/keras_files", "pipeline/models", "pipeline/training")
 IN_FUNCTIONS = {
     "benchmarks/backbones",
+    "benchmarks/faults/examine",
     "benchmarks/faults/small_model",
     "benchmarks/inference/tutorial",
     "export/onnx_passes/repairs",

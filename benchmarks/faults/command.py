@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +190,9 @@ class _Subjects:
             specimen = subject.specimen.copy(Path(copy))
             planted = plant(name, specimen, np.random.default_rng(seed), form)
             found = subject.examiner.examine(specimen, planted)
-        return make_row(name, FAULTS[name].title, form, subject.name, planted, found)
+        row = make_row(name, FAULTS[name].title, form, subject.name, planted, found)
+        # What a record holds names no folder of this machine.
+        return replace(row, said=row.said.replace(f"{specimen.folder}/", "").replace(sys.executable, "python"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ import onnx
 
 from benchmarks.faults.graph_edits import set_values, values
 from benchmarks.faults.planted import Change, Plant, Planted, Replaced, draw
-from benchmarks.faults.specimen import Specimen
+from benchmarks.faults.specimen import Specimen, set_source
 from export.onnx_passes.file import save_model
 from export.tensorrt.sidecar import (
     INPUT,
@@ -22,11 +21,9 @@ from export.tensorrt.sidecar import (
     TensorInfo,
     read_sidecar,
     sha256_file,
-    sidecar_path,
     write_plan,
 )
 from pipeline.artifacts.engines import engines, plan_precision
-from pipeline.artifacts.files import write_json
 from pipeline.artifacts.paths import ONNX, Artifacts
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
@@ -75,15 +72,9 @@ def _open(path: Path, precision: str) -> Runner:
     return open_runner(path, "onnxruntime", precision)
 
 
-def _set_source(plan: Path, digest: str) -> None:
-    """Let the sidecar say that the plan was built from another file."""
-    path = sidecar_path(plan)
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"onnx_sha256": digest})
-
-
 def _other_source(specimen: Specimen, random: np.random.Generator) -> Planted:
     name = _engine(specimen, random)
-    _set_source(specimen.path(name), random.bytes(32).hex())
+    set_source(specimen.path(name), random.bytes(32).hex())
     return Planted(Change("its sidecar names a file that is not here", ("stale engine",)), name)
 
 
@@ -102,7 +93,7 @@ def _former_weights(specimen: Specimen, random: np.random.Generator) -> Planted:
     model, former = specimen.load(ONNX[precision]), specimen.path("former.onnx")
     _disturb(model, random)
     save_model(model, former)
-    _set_source(specimen.path(name), sha256_file(former))
+    set_source(specimen.path(name), sha256_file(former))
     change = Change("built from the weights before the last training", ("stale engine",))
     return Planted(change, name, {name: partial(_open, former, precision)})
 

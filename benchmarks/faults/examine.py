@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -100,12 +100,13 @@ class Examiner:
     answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
     model: keras.Model | None = None
 
-    def examine(self, specimen: Specimen, planted: Planted | None) -> Examination:
+    def examine(self, specimen: Specimen, planted: Planted | None, *, explained: bool = True) -> Examination:
         """Verify artifacts.
 
         Args:
             specimen: the artifacts.
             planted: the fault in them; None: there is none.
+            explained: whether hints are computed. Defaults to True.
         """
         start = time.monotonic()
         reference = _reference(specimen)
@@ -118,6 +119,18 @@ class Examiner:
         hop = decoding_hop(decodings)
         hops = (*parity.hops, *((hop,) if hop is not None else ()))
         at_fault = culprits(hops)
+        hints = self._explain(at_fault, candidates, answers, reference, specimen, decodings) if explained else ()
+        return Examination(overall_verdict(hops), hops, tuple(at_fault), hints, time.monotonic() - start)
+
+    def _explain(
+        self,
+        at_fault: Sequence[Hop],
+        candidates: Sequence[Candidate],
+        answers: Mapping[str, Answer],
+        reference: Reference,
+        specimen: Specimen,
+        decodings: Sequence[Decoding],
+    ) -> tuple[Hint, ...]:
         factors = specimen.path(EQUALIZATION)
         case = Case(
             candidates,
@@ -129,8 +142,7 @@ class Examiner:
             factors=read_factors(factors) if factors.is_file() else {},
             decoding=decodings,
         )
-        hints = explain([hop for hop in at_fault if hop.candidate != CARD], case) + explain_decoding(decodings)
-        return Examination(overall_verdict(hops), hops, tuple(at_fault), hints, time.monotonic() - start)
+        return explain([hop for hop in at_fault if hop.candidate != CARD], case) + explain_decoding(decodings)
 
     def _run(
         self, candidates: Sequence[Candidate], reference: Reference, specimen: Specimen, planted: Planted | None

@@ -11,7 +11,6 @@ import onnx
 
 from benchmarks.faults.specimen import Specimen
 from export.errors import ProjectError
-from export.onnx_passes.file import save_model
 from export.onnx_passes.graph import topological_sort
 from pipeline.artifacts.diagnosis import Cause
 from pipeline.artifacts.paths import ONNX
@@ -92,7 +91,7 @@ def _in_file(edit: Edit, place: str) -> Plant:
     def plant(specimen: Specimen, random: np.random.Generator) -> Planted:
         model = specimen.load(name)
         change = edit(model, specimen, random)
-        save_model(topological_sort(model), specimen.path(name))
+        specimen.save(name, topological_sort(model))
         if place == INHERITED:
             specimen.remake()
         return Planted(change, name)

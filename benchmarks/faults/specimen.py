@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +17,11 @@ from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
 from export.int8.search import calibrate
 from export.onnx_passes.file import load_model, save_model
+from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from pipeline.artifacts.archives import read_arrays
-from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE
+from pipeline.artifacts.engines import engines
+from pipeline.artifacts.files import sha256_file, write_json
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, Artifacts
 from pipeline.models.model_card import ModelCard, read_card
 
 if TYPE_CHECKING:
@@ -73,6 +76,15 @@ class Specimen:
         """Read an ONNX file."""
         return load_model(self.folder / name)
 
+    def save(self, name: str, model: onnx.ModelProto) -> None:
+        """Write an ONNX file; engines of the former one count as built again from this one."""
+        path = self.folder / name
+        former = sha256_file(path) if path.is_file() else ""
+        save_model(model, path)
+        for plan in engines(Artifacts(self.folder)):
+            if read_sidecar(self.folder / plan).onnx_sha256 == former:
+                set_source(self.folder / plan, sha256_file(path))
+
     @cached_property
     def card(self) -> ModelCard:
         """The model's card."""
@@ -114,12 +126,18 @@ class Specimen:
         images, statistics = collect_statistics(source, batches, measured_tensors(source))
         unfit = unfit_for_fp16(source, {name: channels.limit for name, channels in statistics.items()})
         if "fp16" in precisions:
-            save_model(to_half(model, keep=tuple(unfit)), self.folder / ONNX["fp16"])
+            self.save(ONNX["fp16"], to_half(model, keep=tuple(unfit)))
         if "int8" in precisions:
             scales = calibrate(source, statistics, batches, images, equalized=False).scales(METHOD)
             kept = {name: Kept("fp32", why) for name, why in unfit.items()}
-            save_model(quantize(model, scales, kept=kept)[0], self.folder / ONNX["int8"])
+            self.save(ONNX["int8"], quantize(model, scales, kept=kept)[0])
             (self.folder / EQUALIZATION).unlink(missing_ok=True)  # of the former file
+
+
+def set_source(plan: Path, digest: str) -> None:
+    """Let an engine's sidecar say that it was built from the ONNX file of this sha256."""
+    path = sidecar_path(plan)
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"onnx_sha256": digest})
 
 
 def read_normalisations(path: Path) -> dict[str, Normalisation]:

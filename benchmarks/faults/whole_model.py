@@ -40,7 +40,7 @@ def swap_weights(model: onnx.ModelProto, specimen: Specimen, random: np.random.G
     first = convolutions(model)[0]
     name = weight_of(model, first)
     set_values(model, name, values(model, name)[:, ::-1])
-    return Change("red and blue of the first weights exchanged", ("channel order",), (keras_layer(first.name),))
+    return Change("red and blue of the first weights exchanged", ("channel order",))
 
 
 def _refuse_grey(specimen: Specimen) -> None:
