@@ -68,11 +68,14 @@ def headline(stands: Validity, parity: ParityReport, engines: Mapping[str, str])
     if len(by_verdict[NOT_RUN]) == len(verdicts):
         return Headline(FAIL, "nothing is verified: no file could be run here", "")
     judged = [(verdict, runs) for verdict in VERBS if (runs := by_verdict[verdict])]
+    answered = {(hop.candidate, hop.backend) for hop in parity.hops if hop.compared}
     images = f" on {count(max(hop.images for hop in parity.hops), 'image')}"
     clauses: list[str] = []
     for verdict, runs in judged:
         sure = _agreement(runs, parity) if verdict == PASS else ""
-        clauses.append(f"{_clause(verdict, runs, list(verdicts))}{'' if clauses else images}{sure}")
+        here = images if answered & set(runs) else ""  # a file that gave no answers failed on none
+        images = "" if here else images
+        clauses.append(f"{_clause(verdict, runs, list(verdicts))}{here}{sure}")
     files = [run for run in by_verdict[NOT_RUN] if not _is_engine(run)]
     not_run = [f"{_counted(files, list(verdicts))} not run"] if files else []
     return Headline(stands.shown, "; ".join([*clauses, *not_run, *_unverified_engines(engines)]), certainty(parity))

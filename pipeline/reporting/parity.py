@@ -89,7 +89,7 @@ def _bar(hop: Hop, limit: float | None) -> Bar:
     without_noise = math.inf if hop.equal else math.nan
     length = without_noise if hop.sqnr_db is None else hop.sqnr_db
     threshold = "" if limit is None else f"asked: {limit:.4g}"
-    return Bar(label, length, _sqnr(hop, " dB") or "failed to run", hop.precision, limit, threshold)
+    return Bar(label, length, _sqnr(hop, " dB") or "no answers", hop.precision, limit, threshold)
 
 
 def _row(hop: Hop) -> tuple[str | Cell, ...]:
