@@ -72,7 +72,9 @@ def test_a_verdict_that_no_longer_holds_is_given_again_first(failed: Artifacts) 
     failed.hints = (SCALE,)
     failed.write()
     (failed.root / ONNX[0]).write_bytes(b"another")
-    assert "Verify the files as they are now" in failed.page().section("Next step").text
+    page = failed.page()
+    assert "Verify the files as they are now" in page.section("Next step").text
+    assert TITLE not in titles(page), "its hints are about other bytes"
 
 
 def test_no_hints_after_a_pass(artifacts: Artifacts) -> None:
