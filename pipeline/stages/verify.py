@@ -44,7 +44,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     """
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
     from pipeline.verification.calibration_images import refuse_calibration_images
-    from pipeline.verification.diagnose import Compared, explain_failures
+    from pipeline.verification.diagnose import Compared, compare_loading, explain_failures, with_decoding
     from pipeline.verification.doubts import doubts
     from pipeline.verification.flips import collect_results
     from pipeline.verification.parity import judge
@@ -67,14 +67,15 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     predictions = reference.logits.argmax(axis=1)
     accuracy = float((predictions == reference.labels).mean())
     warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
-    parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
+    decoding = compare_loading(samples, card, inputs, settings.model.allow)
+    parity = with_decoding(judge(candidates, answers, reference, settings.verify.thresholds, warnings), decoding)
     write_json(out / Path(PARITY).name, parity)
     results = collect_results(reference, candidates, answers)
     results.write(out / Path(IMAGE_RESULTS).name)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity, results))
     compared = Compared(parity, candidates, answers, reference, card)
-    hints = explain_failures(compared, inputs, settings.model.allow)
-    write_json(out / Path(DIAGNOSIS).name, Diagnosis(sha256_file(out / Path(PARITY).name), hints))
+    hints = explain_failures(compared, inputs, settings.model.allow, decoding)
+    write_json(out / Path(DIAGNOSIS).name, Diagnosis(sha256_file(out / Path(PARITY).name), hints, decoding))
     result = Verified(
         parity.verdict,
         len(reference.labels),

@@ -184,10 +184,12 @@ def _compared(kind: _Kind, pairs: Sequence[_Pair], logits_of: Callable[[np.ndarr
     own, keras = np.stack([pair.own for pair in pairs]), np.stack([pair.keras for pair in pairs])
     difference = np.abs(own.astype(np.int16) - keras)
     error = None
-    if logits_of is not None:
+    equal = not difference.any()
+    if logits_of is not None and equal:
+        error = 0.0
+    elif logits_of is not None:
         reference = logits_of(keras).astype(np.float64)
         error = float(np.abs(logits_of(own) - reference).max() / max(np.abs(reference).max(), 1e-30))
-    equal = not difference.any()
     steps = {pair.step for pair in pairs}
     return Decoding(
         kind=kind.name,

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from export.errors import DataError
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.equalization import read_factors
-from pipeline.artifacts.parity_report import FAIL, ParityReport
-from pipeline.artifacts.paths import EQUALIZATION, KERAS, Artifacts
+from pipeline.artifacts.parity_report import FAIL, ParityReport, overall_verdict
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, Artifacts
+from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.keras import load_logits_model
+from pipeline.terminal.console import start_tensorflow
 from pipeline.verification.culprits import culprits
+from pipeline.verification.decoding import compare_decoding, decoding_hop, explain_decoding
 from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
 from pipeline.verification.parity import Answer, Candidate, Reference
+
+LOADED_IMAGES = 24  # test images that are loaded in both ways
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +49,49 @@ class Compared:
     answers: Mapping[str, Answer]
     reference: Reference
     card: ModelCard
+
+
+def compare_loading(
+    samples: Sequence[Sample], card: ModelCard, artifacts: Artifacts, allow: Sequence[str]
+) -> tuple[Decoding, ...]:
+    """Compare how this project and Keras load some test images, as many of each file type as the number allows.
+
+    Args:
+        samples: The test images.
+        card: The model's card.
+        artifacts: The recipe's.
+        allow: Names of parts of the model that may run code.
+
+    Returns:
+        tuple[Decoding, ...]: None where Keras is not here, or no test image is a file.
+    """
+    taken: Counter[str] = Counter()
+    ranked = []
+    for sample in samples:
+        if sample.path is not None:
+            taken[kind := sample.path.suffix.lower()] += 1
+            ranked.append((taken[kind], sample))
+    if not ranked or importlib.util.find_spec("keras") is None:
+        return ()
+    start_tensorflow()
+
+    @cache
+    def model() -> Any:
+        return load_logits_model(artifacts.path(KERAS), card.output, allow)
+
+    def logits_of(pixels: np.ndarray) -> np.ndarray:
+        return np.asarray(model().predict_on_batch(card.preprocessing.apply(pixels)))
+
+    ranked.sort(key=lambda pair: pair[0])
+    return compare_decoding([sample for _, sample in ranked[:LOADED_IMAGES]], card, logits_of)
+
+
+def with_decoding(parity: ParityReport, decoding: Sequence[Decoding]) -> ParityReport:
+    """Return the verdict with the hop of the files' decoding, where there is one."""
+    if (hop := decoding_hop(decoding)) is None:
+        return parity
+    hops = (*parity.hops, hop)
+    return replace(parity, verdict=overall_verdict(hops), hops=hops)
 
 
 def explain_failures(
@@ -71,4 +122,5 @@ def explain_failures(
         factors=factors,
         decoding=decoding,
     )
-    return explain(culprits(compared.parity.hops), case)
+    at_fault = [hop for hop in culprits(compared.parity.hops) if hop.candidate != CARD]
+    return (*explain(at_fault, case), *explain_decoding(decoding))
