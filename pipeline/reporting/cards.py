@@ -83,7 +83,7 @@ def precision_card(precision: str, parity: ParityReport) -> Card | None:
     runs = count(_files(ran), "file") + (f" in {count(len(ran), 'run')}" if len(ran) > _files(ran) else "")
     which = f" ({hop.run_name}, the worst of {runs})" if len(ran) > 1 else ""
     if not hop.compared:
-        words = f"{precision.upper()} failed to run{which} - {hop.verdict}: {hop.why}"
+        words = f"{precision.upper()} gave no answers{which} - {hop.verdict}: {hop.why}"
         return Card("not compared", words, hop.verdict)
     against = f", against {worst.reference}" if worst.verdict != hop.verdict else ""
     why = f": {text}" if (text := reason(worst, parity)) else ""

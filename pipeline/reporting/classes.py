@@ -27,12 +27,12 @@ class Matrix:
     """A confusion matrix: true classes down, answers across.
 
     Attributes:
-        run: whose answers.
+        runs: whose answers; all of them have the same matrix.
         classes: names of rows and columns.
         rows: for each true class and answer the number of images, and the depth of its colour from 0 to 4.
     """
 
-    run: str
+    runs: str
     classes: Sequence[str]
     rows: Sequence[Sequence[tuple[int, int]]]
 
@@ -56,7 +56,7 @@ def classes_sections(artifacts: Artifacts, card: ModelCard, explanations: Explan
             "classes.html.j2",
             (TOP_1,),
             lost=[f"{short_name(run)}: {words}." for run in runs if (words := _most_lost(results, card, run))],
-            matrices=[_matrix(results, card, run) for run in shown] if few else [],
+            matrices=_matrices(results, card, shown) if few else [],
             unanswered=_unanswered(results, shown),
             confusions=Table(("true class", "answer", *columns), [] if few else _confusions(results, card, shown)),
             by_class=Table(("class", "*images", *columns), rows[:ROWS_BY_CLASS], titled=False),
@@ -78,13 +78,21 @@ def _most_lost(results: ImageResults, card: ModelCard, run: str) -> str:
     return listed(words, most=LOST)
 
 
-def _matrix(results: ImageResults, card: ModelCard, run: str) -> Matrix:
-    counts = _padded(confusion(results, run), len(card.classes))
+def _matrices(results: ImageResults, card: ModelCard, runs: Sequence[str]) -> list[Matrix]:
+    """One matrix for all runs that have the same."""
+    matrices: dict[bytes, tuple[np.ndarray, list[str]]] = {}
+    for run in runs:
+        counts = _padded(confusion(results, run), len(card.classes))
+        matrices.setdefault(counts.tobytes(), (counts, []))[1].append(_name(results, run))
+    return [_matrix(", ".join(names), card, counts) for counts, names in matrices.values()]
+
+
+def _matrix(runs: str, card: ModelCard, counts: np.ndarray) -> Matrix:
     # Each row by its own sum, so that a class with few images shows its mistakes too.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     depths = np.ceil(shares * 4).astype(int)
     rows = [[(int(number), int(depth)) for number, depth in zip(*row)] for row in zip(counts, depths)]
-    return Matrix(_name(results, run), card.classes, rows)
+    return Matrix(runs, card.classes, rows)
 
 
 def _unanswered(results: ImageResults, runs: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The report's section on how image files are decoded: by this project, and by Keras' own loading."""
 
 from pipeline.artifacts.diagnosis import Decoding
-from pipeline.artifacts.parity_report import PASS
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS
 from pipeline.artifacts.paths import DIAGNOSIS
 from pipeline.reporting.html import Cell, Section, Table, badge, number, section, share
 from pipeline.reporting.records import Explanations
@@ -14,6 +14,7 @@ HEAD = (
     "*largest difference",
     "*values that differ",
     "*effect on logits",
+    "begins in",
     "rule here",
 )
 
@@ -31,11 +32,12 @@ def decoding_sections(explanations: Explanations) -> list[Section]:
 
 def _row(kind: Decoding) -> tuple[str | Cell, ...]:
     return (
-        badge(PASS, "equal") if kind.equal else badge("inconclusive", "differ"),
+        badge(PASS, "equal") if kind.equal else badge(FAIL if kind.required else INCONCLUSIVE, "differ"),
         kind.kind,
         f"{kind.files:,}",
         f"{kind.most:,} of 255",
         share(kind.share),
         number(kind.relative_error, ".1e"),
+        kind.step,
         kind.rule,
     )

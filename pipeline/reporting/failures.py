@@ -28,7 +28,7 @@ from pipeline.artifacts.parity_report import (
     ParityReport,
     run_name,
 )
-from pipeline.artifacts.paths import KERAS, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_rows
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import Recipe, Thresholds
@@ -127,6 +127,8 @@ def _after(situation: Situation, hop: Hop) -> Step | None:
         return Step("Let the host pick the best classes", situation.changed("export.top_k=0"), why)
     if hop.backend == "tensorrt":
         return _engine(situation, hop, why)
+    if hop.candidate == CARD:
+        return Step("Have image files decoded as the model's own were", more=why, may_fix=False)
     if hop.kind == CONSISTENCY:
         more = f"{why} An answer must not depend on the other images of its batch."
         return Step(f"Do not serve {short_name(hop.run_name)} in batches", more=more, may_fix=False)

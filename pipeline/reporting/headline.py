@@ -20,7 +20,7 @@ from pipeline.artifacts.parity_report import (
     ParityReport,
     run_name,
 )
-from pipeline.artifacts.paths import KERAS
+from pipeline.artifacts.paths import CARD, KERAS
 from pipeline.recipe.schema import Thresholds
 from pipeline.reporting.html import share
 from pipeline.reporting.validity import Validity
@@ -63,16 +63,21 @@ def headline(stands: Validity, parity: ParityReport, engines: Mapping[str, str])
     if stands.broken:
         words = f"not verified as it is now (verdict {stands.verdict}, but files were altered since)"
         return Headline(stands.shown, words, "")
-    verdicts = by_run(parity.hops)
+    hops = [hop for hop in parity.hops if hop.candidate != CARD]
+    decoding = [hop for hop in parity.hops if hop.candidate == CARD and hop.verdict == FAIL]
+    verdicts = by_run(hops)
     by_verdict = {key: [run for run, worst in verdicts.items() if worst == key] for key in (*VERBS, NOT_RUN)}
     if len(by_verdict[NOT_RUN]) == len(verdicts):
         return Headline(FAIL, "nothing is verified: no file could be run here", "")
     judged = [(verdict, runs) for verdict in VERBS if (runs := by_verdict[verdict])]
-    images = f" on {count(max(hop.images for hop in parity.hops), 'image')}"
-    clauses: list[str] = []
+    answered = {(hop.candidate, hop.backend) for hop in hops if hop.compared}
+    images = f" on {count(max(hop.images for hop in hops), 'image')}"
+    clauses = ["image files are not decoded as by Keras"] if decoding else []
     for verdict, runs in judged:
         sure = _agreement(runs, parity) if verdict == PASS else ""
-        clauses.append(f"{_clause(verdict, runs, list(verdicts))}{'' if clauses else images}{sure}")
+        here = images if answered & set(runs) else ""  # a file that gave no answers failed on none
+        images = "" if here else images
+        clauses.append(f"{_clause(verdict, runs, list(verdicts))}{here}{sure}")
     files = [run for run in by_verdict[NOT_RUN] if not _is_engine(run)]
     not_run = [f"{_counted(files, list(verdicts))} not run"] if files else []
     return Headline(stands.shown, "; ".join([*clauses, *not_run, *_unverified_engines(engines)]), certainty(parity))

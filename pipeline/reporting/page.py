@@ -65,7 +65,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
     benchmark = read_benchmark(artifacts.path(BENCHMARK)) if artifacts.has(BENCHMARK) else None
     stands, engines = check_validity(artifacts, parity), engine_verdicts(artifacts, parity)
     verify, explanations = read_stage(artifacts, "verify"), read_explanations(artifacts, card)
-    hints = explanations.diagnosis.hints if explanations.diagnosis and parity.verdict == FAIL else ()
+    hints = explanations.diagnosis.hints if explanations.diagnosis and stands.shown == FAIL else ()
     same_thresholds = parity.thresholds == thresholds_by_precision(recipe.verify.thresholds)
     page = render(
         "page.html.j2",

@@ -14,7 +14,7 @@ from pipeline.artifacts.parity_report import (
     describe_relative_limit,
     files_not_run,
 )
-from pipeline.artifacts.paths import ONNX
+from pipeline.artifacts.paths import CARD, ONNX
 from pipeline.reporting.glossary import COSINE, KL, LOGITS, RELATIVE_L2, SQNR, STEP, TOP_1, TOP_5
 from pipeline.reporting.headline import short_name
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
@@ -36,15 +36,17 @@ def parity_section(parity: ParityReport) -> Section:
     )
     ran = [hop for hop in parity.hops if hop.verdict != NOT_RUN]
     itself = [hop for hop in ran if hop.kind == CONSISTENCY and hop.verdict == PASS]
+    ran = [hop for hop in ran if hop not in itself]
+    runs = [hop for hop in itself if hop.candidate != CARD]  # how files are decoded has a section of its own
     return section(
         "Parity",
         "parity.html.j2",
         (SQNR, LOGITS, TOP_1, TOP_5, COSINE, RELATIVE_L2, KL, STEP),
         images=max((hop.images for hop in parity.hops), default=0),
         chart=sqnr_bars([hop for hop in parity.hops if hop.kind == FROM_KERAS], limits),
-        hops=Table(head, [_row(hop) for hop in ran if hop not in itself], "parity"),
+        hops=Table(head, [_row(hop) for hop in ran], "parity"),
         distances=Table(DISTANCES, [_distances(hop) for hop in ran if hop.compared], "distances", titled=False),
-        itself=Table(("verdict", "run", "what was compared"), [_itself(hop) for hop in itself]),
+        itself=Table(("verdict", "run", "what was compared"), [_itself(hop) for hop in runs]),
         steps=[step for chain in chains(parity.hops) if (step := step_costs(chain))],
         apart=files_not_run(parity.hops),
     )
@@ -89,7 +91,7 @@ def _bar(hop: Hop, limit: float | None) -> Bar:
     without_noise = math.inf if hop.equal else math.nan
     length = without_noise if hop.sqnr_db is None else hop.sqnr_db
     threshold = "" if limit is None else f"asked: {limit:.4g}"
-    return Bar(label, length, _sqnr(hop, " dB") or "failed to run", hop.precision, limit, threshold)
+    return Bar(label, length, _sqnr(hop, " dB") or "no answers", hop.precision, limit, threshold)
 
 
 def _row(hop: Hop) -> tuple[str | Cell, ...]:

@@ -125,7 +125,7 @@ def test_what_has_no_number_has_a_row_with_the_reason() -> None:
     assert [(bar.label, bar.shown, bar.end) for bar in bars] == [
         ("FP32 model.onnx", "equal", 100),
         ("FP16 model.fp16.onnx", "NaN or infinite", None),
-        ("INT8 rtx/int8.plan", "failed to run", None),
+        ("INT8 rtx/int8.plan", "no answers", None),
     ]
 
 

@@ -14,7 +14,7 @@ from export.files import ROOT
 from pipeline.artifacts.manifest import Key, read_manifest, write_manifest
 from pipeline.reporting.sections import make, when
 from pipeline.terminal.command_line import Invocation
-from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop
+from tests.pipeline.report_artifacts import ONNX, PLAN, Artifacts, hop, not_compared
 
 OTHER_PLAN = "build/rtx/fp16.plan"
 SURE = "at least 97.3 % agreement with Keras, with 95 % confidence"
@@ -110,6 +110,13 @@ def test_the_agreement_of_the_pill_is_that_of_the_files_that_pass(artifacts: Art
     assert (
         "model.fp16.onnx fails on 200 images; 2 of 3 ONNX files pass (at least 98.0 % agreement)" in pill(artifacts)[0]
     )
+
+
+def test_a_file_that_gave_no_answers_failed_on_no_image(artifacts: Artifacts) -> None:
+    artifacts.plans = [PLAN]
+    sure(artifacts).hops.append(not_compared(PLAN, "int8", "fail", "it is stale"))
+    words = "rtx/int8.plan fails; ONNX files pass on 200 images (at least 97.3 % agreement)"
+    assert pill(artifacts)[:2] == (words, "fail")
 
 
 def test_nothing_could_be_run(artifacts: Artifacts) -> None:

@@ -72,7 +72,9 @@ def test_a_verdict_that_no_longer_holds_is_given_again_first(failed: Artifacts) 
     failed.hints = (SCALE,)
     failed.write()
     (failed.root / ONNX[0]).write_bytes(b"another")
-    assert "Verify the files as they are now" in failed.page().section("Next step").text
+    page = failed.page()
+    assert "Verify the files as they are now" in page.section("Next step").text
+    assert TITLE not in titles(page), "its hints are about other bytes"
 
 
 def test_no_hints_after_a_pass(artifacts: Artifacts) -> None:
@@ -143,3 +145,21 @@ def test_how_kinds_of_files_are_decoded(artifacts: Artifacts) -> None:
         },
     ]
     assert "Where the pixels differ, the rule says" in page.section("How files are decoded").text
+
+
+def test_files_that_are_decoded_otherwise_are_no_onnx_file_that_fails(artifacts: Artifacts) -> None:
+    given = {"kind": "consistency", "reference": "Keras' loader", "backend": "", "images": 24}
+    none = dict.fromkeys(("finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "mcnemar"))
+    artifacts.hops.append(hop("train/model.json", "fp32", **none, **given, certainty="equal"))
+    page = artifacts.write().page()
+    assert page.badge.text == "ONNX files pass on 200 images; no engine was built"
+    assert "agree with themselves" not in page.section("Parity").text
+    assert len(page.rows("Parity")) == 3
+    artifacts.hops[-1] = hop("train/model.json", "fp32", "fail", **none, **given | {"why": "a pixel is not Keras'"})
+    artifacts.decoding = (Decoding("BMP", 2, False, 12, 0.5, required=True, step="resizing"),)
+    page = artifacts.write().page()
+    words = "image files are not decoded as by Keras; ONNX files pass on 200 images; no engine was built"
+    assert (page.badge.text, page.badge.kinds) == (words, {"badge", "fail"})
+    assert "Have image files decoded as the model's own were" in page.section("Next step").text
+    assert page.rows("How files are decoded")[0]["begins in"] == "resizing"
+    assert page.section("How files are decoded").all("span", "fail")[0].text == "differ"

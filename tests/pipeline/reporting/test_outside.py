@@ -302,7 +302,6 @@ def test_nothing_from_outside_becomes_part_of_the_page(artifacts: Artifacts, rea
     results = image_results({ONNX[2]: [1, 2, 0, 1, 2, 0]})
     artifacts.results = replace(results, names=(EVIL, *results.names[1:]))
     artifacts.hops[2] = hop(ONNX[2], "int8", image_noise=image_noise([(0, 5.0)]))
-    artifacts.hints = (Hint(EVIL, EVIL, "unknown", EVIL, EVIL, EVIL, EVIL),)
     artifacts.decoding = (Decoding(EVIL, 1, False, 1, 0.5, rule=EVIL),)
     artifacts.layers = (layer_run(EVIL, "int8", 20.0, layer(EVIL, 1.0, 1.0), note=EVIL),)
     artifacts.without_tensor = {EVIL: EVIL}
@@ -319,10 +318,19 @@ def test_nothing_from_outside_becomes_part_of_the_page(artifacts: Artifacts, rea
     assert "\0" not in source
     quantized = ("Sensitivity to INT8", "Quantization", "INT8 placement")
     explained = ("Changed answers", "Classes", "Noise of each image", "Layers against Keras", "How files are decoded")
-    for title in (*quantized, *explained, "Training", "Parity", "Speed", "Predictions", "Engines", "What to look at"):
+    for title in (*quantized, *explained, "Training", "Parity", "Speed", "Predictions", "Engines"):
         assert shown in page.section(title).text, title
     assert f"doubt {shown}" in page.alerts
     assert shown in page.section("What was judged").text
+
+
+def test_hints_are_text(artifacts: Artifacts) -> None:
+    artifacts.hops[2] = hop(ONNX[2], "int8", "fail")
+    artifacts.hints = (Hint(EVIL, EVIL, "unknown", EVIL, EVIL, EVIL, EVIL),)
+    page = artifacts.write().page()
+    assert not page.root.all("script")
+    said = page.section("What to look at").text
+    assert said.count("<script>alert('&')</script>\\x00") == 4, "layer, text, evidence and remedy"
 
 
 def test_a_quote_in_a_name_ends_no_attribute(artifacts: Artifacts) -> None:

@@ -256,7 +256,7 @@ def test_a_card_says_its_verdict_in_words_and_colour(artifacts: Artifacts, verdi
     [
         (
             not_compared(ONNX[2], "int8", "fail", "it died"),
-            ("not compared", "INT8 failed to run - fail: it died", {"fail"}),
+            ("not compared", "INT8 gave no answers - fail: it died", {"fail"}),
         ),
         (hop(ONNX[2], "int8", "not run"), ("not run", "INT8: none of its 1 file", {"notrun"})),
     ],
@@ -294,7 +294,7 @@ def test_a_card_shows_the_worst_of_its_files(artifacts: Artifacts) -> None:
 def test_a_file_that_died_is_worse_than_one_that_disagrees(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", "fail", top1_agreement=0.0)
     artifacts.hops.append(not_compared(PLAN, "int8", "fail", "it died"))
-    words = f"INT8 failed to run ({PLAN}, the worst of 2 files) - fail: it died"
+    words = f"INT8 gave no answers ({PLAN}, the worst of 2 files) - fail: it died"
     assert artifacts.write().page().card("INT8") == ("not compared", words, {"fail"})
 
 
