@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.onnx_passes.graph import op_counts
 from export.onnx_passes.layer_names import keras_layer
+from export.tensorrt.sidecar import Precision
 from pipeline.verification.layers.keras_layers import INPUT, KerasLayer, KerasLayers
 from pipeline.verification.layers.matching import Place, best_pairs, cosine_of, find_candidates
 from pipeline.verification.layers.subject import FedSession, Subject
 
-_FOUND_DB = 20.0  # between a tensor and the layer that it holds; two layers that differ by as little are told apart
-_FOUND_INT8_DB = 10.0  # rounding to INT8 takes this much, layer after layer
+# SQNR between a tensor and the layer that it holds, in a file without a fault: rounding adds up from layer to layer.
+_FOUND_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
 _DIRECTION = 0.5  # cosine similarity of a faulty layer with what it should be
 _BEHIND = 3  # layers that may be folded into the one before them
 NOT_FOUND = "no tensor of the file has its values"
@@ -113,10 +113,15 @@ class _Search:
         self._passed: set[str] = set()  # layers that are looked for no more
         if subject.feed is not None:
             self._passed.add(INPUT)  # its values are fed, and no node writes them
-        self._written_by = {name: keras_layer(node.name) for node in subject.model.graph.node for name in node.output}
+        self._written_by = {
+            name: keras_layer(node.name)
+            for node in subject.model.graph.node
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+            for name in node.output
+        }
         known = sum(name in layers for name in self._written_by.values())
         self._named = 2 * known > len(self._written_by)
-        self._threshold = _FOUND_INT8_DB if "QuantizeLinear" in op_counts(subject.model) else _FOUND_DB
+        self._threshold = _FOUND_DB[subject.precision]
 
     def keep(self, source: Mapping) -> None:
         """Take over the places of another file; a layer whose tensor has another name here is found by its values."""
@@ -140,7 +145,9 @@ class _Search:
                 for name, place in pairs.items():
                     self._place(name, place, values)
             elif not self._decide(missing, values):
-                return
+                break
+        if self._named:
+            self._place_named()
 
     def result(self) -> Mapping:
         """Return what was found."""
@@ -198,6 +205,8 @@ class _Search:
             return True
         chain = self._chain(first, set(missing))
         tensors = own if self._named else list(values)
+        if self._named or first == self._last:  # a layer of several nodes ends with the last one
+            tensors = tensors[::-1]
         for tensor in tensors:
             fits = {
                 (name, place): cosine
@@ -211,6 +220,19 @@ class _Search:
         if self._named:  # a layer without nodes, whose weights are in another one
             self._passed.add(first)
         return self._named
+
+    def _place_named(self) -> None:
+        """Place layers that were taken for folded ones, as the layer behind them is close enough, by their nodes."""
+        taken = {self._written_by[tensor] for tensor in self._shapes}
+        free = {name for name in self._written_by.values() if name in self._layers} - taken - {*self._same}
+        if free := free - {*self._places}:
+            values = self._values({self._layers[name].shape for name in free})
+            for tensor, value in reversed(values.items()):
+                name = self._written_by[tensor]
+                if name in free and name not in self._places and value.size == self._reference[name].size:
+                    fits = dict(cosine_of(self._reference[name], tensor, value))
+                    if fits:
+                        self._place(name, max(fits, key=lambda place: fits[place]), values)
 
     def _chain(self, first: str, missing: set[str]) -> list[str]:
         """Return a layer and those behind it whose values its tensor may hold."""

@@ -32,17 +32,17 @@ class Distance:
             values: Values of the file, of the same shape, any float type.
         """
         for expected, value in zip(reference, values):
-            a, b = expected.reshape(-1).astype(np.float64), value.reshape(-1).astype(np.float64)
+            a, b = expected.reshape(-1), value.reshape(-1).astype(np.float32, copy=False)
             self.images += 1
-            if not np.isfinite(b).all():
+            if not math.isfinite(squares := _product(b, b)):
                 self.finite = False
                 continue
-            squares = float(a @ a)
-            self.signal += squares
-            length = math.sqrt(squares * float(b @ b))
-            self.cosines += float(a @ b) / length if length else float(not a.any() and not b.any())
-            b -= a
-            self.noise += float(b @ b)
+            signal = _product(a, a)
+            length = math.sqrt(signal) * math.sqrt(squares)
+            self.cosines += _product(a, b) / length if length else float(signal == squares)
+            difference = b - a
+            self.signal += signal
+            self.noise += _product(difference, difference)
 
     @property
     def sqnr_db(self) -> float | None:
@@ -62,6 +62,16 @@ class Distance:
         return not self.finite or (noise_db is not None and noise_db < threshold_db)
 
 
+def _product(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the inner product of two float32 vectors; in float64 where float32 does not hold it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = float(a @ b)
+        if _SMALLEST < abs(product) < math.inf:
+            return product
+        return float(a.astype(np.float64) @ b.astype(np.float64))
+
+
+_SMALLEST = 1e-30  # below it, squares of float32 are denormal
 LOWEST_DB = -200.0  # of an output that should be 0 throughout
 
 
@@ -127,4 +137,4 @@ class Usage:
 
 
 def _largest(values: np.ndarray) -> float:
-    return float(np.abs(values).max(initial=0.0))
+    return max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
