@@ -72,9 +72,12 @@ def compare_files(artifacts: Artifacts, settings: Recipe, out: Path) -> LayerRep
         run, mapping = compare_file(keras_layers, subject, pixels, mappings.get(ONNX["fp32"]))
         if mapping is not None:
             mappings[name] = mapping
-        if has_half(subject.model):
-            half.append(compute_in_half(subject, pixels, reference["logits"]))
-            run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
+        if name in ONNX.values() and has_half(subject.model):
+            try:
+                half.append(compute_in_half(subject, pixels, reference["logits"]))
+                run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
+            except ProjectError as error:
+                log.warning("%s", error)
         runs.append(run)
     runs += compare_engines(artifacts, keras_layers, mappings, pixels, settings.runtime, out)
     failing = Failing(artifacts, keras_layers, mappings, reference["pixels"], settings, out)
