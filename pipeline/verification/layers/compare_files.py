@@ -128,7 +128,7 @@ def layer_table(report: LayerReport) -> str:
     parts = []
     for run in report.runs:
         if not run.rows:
-            parts.append(f"{run.run}: not compared: {run.note}")
+            parts.append(f"{run.run}: {run.note if run.note.startswith('not run') else f'not compared: {run.note}'}")
             continue
         worst = sorted(run.rows, key=_own_db)[:_WORST]
         cells = [("layer", "own dB", "total dB", "cosine", "cut off", "range used"), *map(_cells, worst)]
