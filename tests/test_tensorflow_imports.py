@@ -13,10 +13,12 @@ HEAVY = {"tensorflow", "keras", "tf_keras", "tf2onnx"}
 ROOMS = ("export/from_keras", "pipeline/keras_files", "pipeline/models", "pipeline/training")
 IN_FUNCTIONS = {
     "benchmarks/backbones",
+    "benchmarks/faults/small_model",
     "benchmarks/inference/tutorial",
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",
+    "pipeline/verification/decoding",
     "pipeline/verification/layers/keras_layers",
 }
 # Modules that load it when they are imported: no test of theirs is part of `make check`.

@@ -5,7 +5,8 @@ import numpy as np
 from export.errors import ProjectError
 from export.metrics.difference import clip_masked_classes
 
-LEAST = float(np.finfo(np.float32).tiny)  # a candidate's probability below it counts as this, since log(0) is infinite
+# A smaller probability of the candidate counts as this, the least normal float32, since log(0) is infinite.
+LEAST = 2.0**-126
 
 
 def sqnr_by_image(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ class Decoding:
         share: Share of the values that differ.
         relative_error: Largest difference of a logit over the largest logit; None where no model was run.
         rule: This project's rule for the kind, as a sentence; "" where both agree.
+        required: Whether the pixels have to be equal: 8-bit RGB and grey values that stand upright in the file.
+        step: Where the first difference is: in decoding the file, or in resizing what was decoded; "" where both agree.
     """
 
     kind: str
@@ -64,6 +66,8 @@ class Decoding:
     share: float
     relative_error: float | None = None
     rule: str = ""
+    required: bool = False
+    step: Literal["", "decoding", "resizing"] = ""
 
 
 @dataclass(frozen=True)

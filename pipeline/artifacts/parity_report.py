@@ -29,7 +29,7 @@ SCHEMA = 4
 Kind = Literal["from_keras", "step", "top_k", "consistency"]
 Overall = Literal["pass", "inconclusive", "fail"]
 Verdict = Literal["pass", "inconclusive", "fail", "not run"]
-REMEDY = "Run the recipe's verify stage again."
+REMEDY = "Run the recipe's verify stage again: python -m pipeline verify -c RECIPE."
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,27 @@ class Built:
 
 
 @dataclass(frozen=True)
+class VerifiedHop:
+    """A comparison in short.
+
+    Attributes:
+        hop: Its two ends, such as "Keras -> export/model.onnx".
+        verdict: "pass", "inconclusive", "fail" or "not run".
+        sqnr_db: SQNR of the logits in dB; None where both are equal, or nothing was compared.
+        changed: Number of images with another answer; None where nothing was compared.
+        near_ties: How many of these were near ties in Keras; None where it is unknown.
+        why: Which threshold was missed, or why it did not run.
+    """
+
+    hop: str
+    verdict: str
+    sqnr_db: float | None = None
+    changed: int | None = None
+    near_ties: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Verified:
     """Result of the verify stage.
 
@@ -84,6 +105,8 @@ class Verified:
         images_to_decide: Estimated number of test images that would decide, where these are too few.
         images_left: Number of test images that verify.max_images leaves out.
         images_in_all: Estimated total number of images that gives so many test images.
+        hops: Comparisons in short.
+        hints: Causes of failed comparisons, each in a few sentences; ``verify/diagnosis.json`` has them by field.
     """
 
     verdict: str
@@ -94,6 +117,8 @@ class Verified:
     images_to_decide: int | None = None
     images_left: int | None = None
     images_in_all: int | None = None
+    hops: tuple[VerifiedHop, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

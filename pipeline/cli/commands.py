@@ -177,6 +177,8 @@ def _log_verdict(context: Context, result: Verified) -> None:
     for warning in result.warnings:
         log.warning("%s", warning)
     if result.verdict == FAIL:
+        for hint in result.hints:
+            log.error("%s", hint)
         log.error("verdict: fail. See %s", context.root / PARITY)
     elif result.verdict == INCONCLUSIVE:
         log.warning(

@@ -55,11 +55,7 @@ class KerasRunner:
         self._model: keras.Model | None = None
 
     def __enter__(self) -> KerasRunner:
-        start_tensorflow()
-        from export.from_keras.logits import logits_model
-        from pipeline.keras_files.load import load_classifier
-
-        self._model = logits_model(load_classifier(self.path, self._allow), self._output)
+        self._model = load_logits_model(self.path, self._output, self._allow)
         self.classes = int(self._model.outputs[0].shape[-1])
         return self
 
@@ -100,6 +96,21 @@ class KerasRunner:
     def top(self, pixels: np.ndarray, k: int) -> Top:
         """Return the best k classes of each image."""
         return top_k_of(self.infer(pixels).probabilities, k)
+
+
+def load_logits_model(path: Path, output: str = "auto", allow: Sequence[str] = ()) -> keras.Model:
+    """Load a Keras classifier with logits as its only output.
+
+    Args:
+        path: the model file.
+        output: the kind of output of the model: "auto", "logits" or "softmax". Defaults to "auto".
+        allow: names of parts of the model that may run code. Defaults to none.
+    """
+    start_tensorflow()
+    from export.from_keras.logits import logits_model
+    from pipeline.keras_files.load import load_classifier
+
+    return logits_model(load_classifier(path, allow), output)
 
 
 def open_keras(path: Path, card: ModelCard | None, allow: Sequence[str], max_batch: int) -> KerasRunner:

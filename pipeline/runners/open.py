@@ -19,7 +19,6 @@ def open_runner(
     precision: str = "fp32",
     runtime: RuntimeOptions | None = None,
     *,
-    exact: bool = False,
     at_once: int = 1,
     threads: int = 0,
     spinning: bool = True,
@@ -31,7 +30,6 @@ def open_runner(
         backend: one of `BACKENDS`.
         precision: of an ONNX file; that of an engine is in its sidecar. Defaults to "fp32".
         runtime: options of engines, and the GPU. Defaults to None: `RuntimeOptions()`.
-        exact: disable the graph optimizations of ONNX Runtime. Defaults to False.
         at_once: batch size that ONNX Runtime must not split, if it is above 256. Defaults to 1.
         threads: of ONNX Runtime, see `OnnxRunner`. Defaults to 0.
         spinning: likewise. Defaults to True.
@@ -49,7 +47,6 @@ def open_runner(
     return OnnxRunner(
         path,
         precision=precision,
-        exact=exact,
         device=DEVICES[backend],
         gpu=runtime.device,
         max_batch=max(256, at_once),

@@ -7,10 +7,20 @@ from pathlib import Path
 from export.errors import DataError, ProjectError
 from export.tensorrt.driver import driver_status
 from export.words import count, listed
-from pipeline.artifacts.files import write_json
+from pipeline.artifacts.diagnosis import Diagnosis
+from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.inputs import Consulted, Inputs, Optional, Required, Split
 from pipeline.artifacts.parity_report import INCONCLUSIVE, NOT_RUN
-from pipeline.artifacts.paths import CALIBRATION_IMAGES, CARD, IMAGE_RESULTS, KERAS, PARITY, REFERENCE
+from pipeline.artifacts.paths import (
+    CALIBRATION_IMAGES,
+    CARD,
+    DIAGNOSIS,
+    EQUALIZATION,
+    IMAGE_RESULTS,
+    KERAS,
+    PARITY,
+    REFERENCE,
+)
 from pipeline.artifacts.results import Verified
 from pipeline.data.splits import images_in_all
 from pipeline.models.model_card import read_card
@@ -23,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
-    """Write ``reference.npz``, ``parity.json`` and ``images.npz``.
+    """Write ``reference.npz``, ``parity.json``, ``images.npz`` and ``diagnosis.json``.
 
     The files themselves do not change: the verdict is bound to them by their sha256.
 
@@ -34,10 +44,12 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     """
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
     from pipeline.verification.calibration_images import refuse_calibration_images
+    from pipeline.verification.diagnose import Compared, compare_loading, explain_failures, with_decoding
     from pipeline.verification.doubts import doubts
     from pipeline.verification.flips import collect_results
     from pipeline.verification.parity import judge
-    from pipeline.verification.verify import list_candidates, list_samples, make_reference, parity_table, run_all
+    from pipeline.verification.table import describe_hint, parity_table, shorten_hops
+    from pipeline.verification.verify import list_candidates, list_samples, make_reference, run_all
 
     card = read_card(inputs.path(CARD))
     samples = list_samples(inputs, settings.verify.max_images)
@@ -55,11 +67,24 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     predictions = reference.logits.argmax(axis=1)
     accuracy = float((predictions == reference.labels).mean())
     warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
-    parity = judge(candidates, answers, reference, settings.verify.thresholds, warnings)
+    decoding = compare_loading(samples, card, inputs, settings.model.allow)
+    parity = with_decoding(judge(candidates, answers, reference, settings.verify.thresholds, warnings), decoding)
     write_json(out / Path(PARITY).name, parity)
-    collect_results(reference, candidates, answers).write(out / Path(IMAGE_RESULTS).name)
-    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity))
-    result = Verified(parity.verdict, len(reference.labels), accuracy, skipped, tuple(warnings))
+    results = collect_results(reference, candidates, answers)
+    results.write(out / Path(IMAGE_RESULTS).name)
+    log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity, results))
+    compared = Compared(parity, candidates, answers, reference, card)
+    hints = explain_failures(compared, inputs, settings.model.allow, decoding)
+    write_json(out / Path(DIAGNOSIS).name, Diagnosis(sha256_file(out / Path(PARITY).name), hints, decoding))
+    result = Verified(
+        parity.verdict,
+        len(reference.labels),
+        accuracy,
+        skipped,
+        parity.warnings,
+        hops=shorten_hops(parity, results),
+        hints=tuple(map(describe_hint, hints)),
+    )
     if parity.verdict != INCONCLUSIVE:
         return result
     needed = max(hop.images_to_decide or 0 for hop in parity.hops)
@@ -89,7 +114,8 @@ def count_further_images(inputs: Inputs, most: int, needed: int) -> tuple[int | 
 STAGE = Stage(
     "verify",
     inputs=(
-        *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES, Optional(CALIBRATION_IMAGES)),
+        *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
+        *(Optional(CALIBRATION_IMAGES), Optional(EQUALIZATION)),
         Split("test", minimum="verify.min_images"),
         *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),

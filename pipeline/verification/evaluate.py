@@ -7,9 +7,11 @@ from functools import partial
 import numpy as np
 
 from export.errors import DeviceUnavailableError, ProjectError
+from export.metrics.distances import FloatNoise
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
 from pipeline.runners.base import Runner, Top, top_k_of
+from pipeline.verification.consistency import check_consistency
 from pipeline.verification.parity import Answer, Candidate
 from pipeline.verification.thresholds import Finding
 
@@ -25,6 +27,7 @@ def evaluate(
     batch_size: int,
     advance: Callable[[int], object],
     check: Callable[[Runner, str], None] | None = None,
+    noise: FloatNoise | None = None,
 ) -> Answer:
     """Run a candidate over the test images.
 
@@ -34,10 +37,14 @@ def evaluate(
         batch_size: images per call.
         advance: called with the number of images after each call.
         check: called with the open runner and its name; raises where it runs another model. Defaults to None.
+        noise: how far rounding alone moves Keras' logits. Defaults to None: unknown.
 
     Returns:
-        Answer: logits and probabilities; or why there are none: no such device, or an error.
+        Answer: logits, probabilities, findings on the run itself; or why there are none: no such device, or an error.
     """
+    if candidate.why_not:
+        log.error("%s", candidate.why_not)
+        return Answer(None, FAIL, candidate.why_not)
     try:
         with candidate.open() as runner:
             if check is not None:
@@ -52,7 +59,11 @@ def evaluate(
                     wrong.append(mismatched_images(runner.top(batch, runner.graph_top_k), outputs.probabilities))
                 advance(len(batch))
             top = _top(np.concatenate(wrong), runner.graph_top_k) if wrong else None
-            return Answer(np.concatenate(logits), PASS, top=top, probabilities=np.concatenate(probabilities))
+            rows = np.concatenate(logits)
+            checks: list[Finding] = []
+            if rows.ndim == 2 and len(rows) == len(pixels):
+                checks = check_consistency(runner, pixels, rows, candidate.batch_sizes, candidate.precision, noise)
+            return Answer(rows, PASS, top=top, probabilities=np.concatenate(probabilities), checks=tuple(checks))
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except ProjectError as error:

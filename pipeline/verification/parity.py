@@ -39,10 +39,10 @@ from pipeline.artifacts.parity_report import (
 )
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
+from pipeline.verification.consistency import IMAGES
 from pipeline.verification.measure import check_probabilities, measured, near_ties
 from pipeline.verification.thresholds import Finding, check_thresholds, relative_limit
 
-CHECKED_IMAGES = 16  # the first so many test images, for what a run is asked to do again
 # Two graphs of one INT8 file that are equal in algebra but not in the order of their float operations were 32 to 36 dB
 # apart, because a rounding that flips in one block makes further ones flip in the next.
 INT8_BACKENDS_DB = 28.0
@@ -66,6 +66,8 @@ class Candidate:
         open: opens the runner.
         note: what this backend does and does not prove. Defaults to "".
         with_it: files that belong to it, such as an engine's sidecar, and their sha256.
+        batch_sizes: batch sizes that matter to it, such as those of an engine's profile. Defaults to (): none.
+        why_not: why it fails without being run, as a sentence. Defaults to "".
     """
 
     name: str
@@ -76,6 +78,8 @@ class Candidate:
     open: Callable[[], Runner]
     note: str = ""
     with_it: Mapping[str, str] = field(default_factory=dict)
+    batch_sizes: tuple[int, ...] = ()
+    why_not: str = ""
 
     @property
     def run_name(self) -> str:
@@ -166,7 +170,7 @@ def judge(
             hop = _empty_hop(TOP_K, "its own probabilities", candidate, len(labels))
             hops.append(_concluded(hop, [answer.top]))
         if answer.checks:
-            hop = _empty_hop(CONSISTENCY, "itself", candidate, min(CHECKED_IMAGES, len(labels)))
+            hop = _empty_hop(CONSISTENCY, "itself", candidate, min(IMAGES, len(labels)))
             hops.append(_concluded(hop, answer.checks))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
@@ -205,7 +209,7 @@ def _without_labels(labels: np.ndarray) -> list[str]:
     """Say which accuracy there is where images have no label."""
     unknown = int((labels < 0).sum())
     if unknown == len(labels):
-        return ["No test image has a label: the answers are compared with Keras' answers, accuracy is not measured."]
+        return ["No test image has a label: answers are compared with Keras', accuracy is not measured."]
     if unknown:
         return [f"{unknown:,} of {count(len(labels), 'test image')} have no label: accuracy is that of the others."]
     return []

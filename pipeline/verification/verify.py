@@ -1,4 +1,4 @@
-"""The parts of the verify stage: Keras' logits on the test images, the candidates, and the table of the verdict."""
+"""The parts of the verify stage: Keras' logits on the test images, and the candidates."""
 
 import importlib.util
 import json
@@ -14,24 +14,14 @@ import numpy as np
 from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
 from export.records import parse_json
-from export.tensorrt.sidecar import read_sidecar, sidecar_path
-from export.words import aligned, count
+from export.tensorrt.sidecar import sidecar_path
+from export.words import count
 from pipeline.artifacts.archives import read_arrays
-from pipeline.artifacts.engines import engine_sources, engines, plan_precision
+from pipeline.artifacts.engines import engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import matches_manifest
-from pipeline.artifacts.parity_report import (
-    CUDA,
-    FAIL,
-    INCONCLUSIVE,
-    NOT_RUN,
-    PASS,
-    Hop,
-    ParityReport,
-    describe_relative_limit,
-    files_not_run,
-)
+from pipeline.artifacts.parity_report import CUDA
 from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import Sample
@@ -41,6 +31,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.terminal.console import progress_bar
+from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.parity import Answer, Candidate, Reference
 
@@ -78,7 +69,8 @@ def run_all(
     answers = {}
     for candidate in candidates:
         with progress_bar(total=len(reference.pixels), desc=f"  {candidate.run_name}", unit="img") as bar:
-            answers[candidate.run_name] = evaluate(candidate, reference.pixels, batch_size, bar.update, check)
+            pixels, noise = reference.pixels, reference.noise
+            answers[candidate.run_name] = evaluate(candidate, pixels, batch_size, bar.update, check, noise)
     return answers
 
 
@@ -93,7 +85,7 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
     for name, precision, source in files:
         path = artifacts.path(name)
         digest = sha256_file(path)
-        runner = partial(open_runner, path, "onnxruntime", precision, exact=precision == "int8")
+        runner = partial(open_runner, path, "onnxruntime", precision)
         cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision])
         candidates.append(cpu)
         if cuda_is_active:
@@ -103,29 +95,21 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
     for name in engines(artifacts):
         plan, precision = artifacts.path(name), plan_precision(name)
         sidecar = sidecar_path(Path(name)).as_posix()
+        file = check_engine_file(artifacts, name, digest := sha256_file(plan))
         candidates.append(
             Candidate(
                 name,
                 "tensorrt",
                 precision,
-                sha256_file(plan),
-                _source(artifacts, name),
+                digest,
+                file.source,
                 partial(open_runner, plan, "tensorrt", precision, runtime),
                 with_it={sidecar: sha256_file(artifacts.path(sidecar))} if artifacts.has(sidecar) else {},
+                batch_sizes=file.batch_sizes,
+                why_not=file.why_not,
             )
         )
     return candidates
-
-
-def _source(artifacts: Artifacts, plan: str) -> str:
-    """Return the ONNX file an engine was built from; the default one if the sidecar is damaged, an error when run."""
-    precision = plan_precision(plan)
-    try:
-        digest = read_sidecar(artifacts.path(plan)).onnx_sha256
-    except ProjectError:
-        return ONNX[precision]
-    sources = engine_sources(artifacts, precision)
-    return next((name for name in sources if sha256_file(artifacts.path(name)) == digest), ONNX[precision])
 
 
 def list_samples(inputs: Inputs, most: int) -> Sequence[Sample]:
@@ -196,51 +180,6 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
     with_it = {CARD: sha256_file(inputs.path(CARD)), REFERENCE: sha256_file(out / Path(REFERENCE).name)}
     pixels, labels, logits = saved["pixels"], saved["labels"], saved["logits"]
     return Reference(KERAS, meta["model_sha256"], pixels, labels, logits, noise, with_it, names), skipped
-
-
-def parity_table(parity: ParityReport) -> str:
-    """Format the hops as a text table for a terminal; hops that did not run are a line per reason below it."""
-    failures: set[tuple[str, str]] = set()
-    rows = [
-        (
-            hop.kind,
-            hop.reference,
-            hop.run_name,
-            "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
-            _sqnr_text(hop),
-            "" if hop.top1_agreement is None else f"{hop.top1_agreement:.2%}",
-            "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
-            _verdict_text(hop, failures),
-        )
-        for hop in parity.hops
-        if hop.verdict != NOT_RUN
-    ]
-    lines = aligned([("", "reference", "candidate", "max rel", "SQNR dB", "top-1", "accuracy", "verdict"), *rows])
-    lines += [
-        f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
-        for why, names in files_not_run(parity.hops).items()
-    ]
-    permitted = describe_relative_limit(parity.hops)
-    return "\n".join([*lines, *([f"  {permitted}"] if permitted else []), f"  verdict: {parity.verdict}"])
-
-
-def _sqnr_text(hop: Hop) -> str:
-    """Format the SQNR; it is infinite where both logits are equal, and undefined with NaN."""
-    if not hop.compared:
-        return ""
-    return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
-
-
-def _verdict_text(hop: Hop, failures: set[tuple[str, str]]) -> str:
-    """Format the verdict and its reason; a candidate's error is written once, although all its hops fail by it."""
-    if hop.verdict == FAIL and not hop.compared:
-        if (failure := (hop.run_name, str(hop.why))) in failures:
-            return f"{hop.verdict} (as above)"
-        failures.add(failure)
-    if hop.verdict == INCONCLUSIVE:
-        return str(hop.why)  # which begins with the word
-    more = {PASS: hop.certainty, FAIL: hop.why}.get(hop.verdict)
-    return f"{hop.verdict} ({more})" if more else str(hop.verdict)
 
 
 def _run_keras(

@@ -29,7 +29,8 @@ from pipeline.runners.base import Runner
 from pipeline.serving.candidates import Verdict, Verdicts
 from pipeline.stages import BY_NAME
 from pipeline.verification.parity import Candidate, Reference, judge
-from pipeline.verification.verify import CUDA_NOTES, NOTES, parity_table, run_all
+from pipeline.verification.table import parity_table
+from pipeline.verification.verify import CUDA_NOTES, NOTES, run_all
 from pipeline.workflow import environment
 from pipeline.workflow.context import Context
 from tests import tiny_onnx

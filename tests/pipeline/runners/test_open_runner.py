@@ -20,8 +20,6 @@ from pipeline.runners.open import BACKENDS, open_runner
 from pipeline.runners.tensorrt.runner import TensorRTRunner
 from pipeline.serving import candidates
 from pipeline.serving.candidates import PREFERENCE
-from tests import tiny_onnx
-from tests.fakes import onnxruntime
 from tests.fakes.engine import make_plan
 
 
@@ -71,16 +69,6 @@ def test_who_opens_exported_files_imports_nothing_that_reads_keras_files() -> No
     found = closure("pipeline.runners.open", ROOT)
     assert "pipeline/runners/onnxruntime.py" in found
     assert not {"pipeline/runners/keras.py", "pipeline/keras_files/load.py"} & found.keys()
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_an_exact_run_is_one_without_graph_optimizations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
-) -> None:
-    runtime = onnxruntime.install(monkeypatch, onnxruntime.FakeOnnxRuntime())
-    tiny_onnx.write(tmp_path / "int8.onnx", "int8")
-    with open_runner(tmp_path / "int8.onnx", "onnxruntime", "int8", exact=exact):
-        assert runtime.opened[-1].optimized is not exact
 
 
 def test_another_backend_is_refused() -> None:

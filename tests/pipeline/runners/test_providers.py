@@ -133,7 +133,7 @@ def test_tensorrt_may_use_the_types_of_the_file_and_keeps_nothing(precision: str
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "False"
 
 
-def test_on_a_gpu_int8_alone_is_computed_as_the_file_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_int8_alone_is_computed_as_the_file_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake = install(monkeypatch, FakeOnnxRuntime())
     for device in ("cpu", "cuda", "tensorrt"):
         for precision in ("fp32", "fp16", "int8"):
@@ -141,7 +141,7 @@ def test_on_a_gpu_int8_alone_is_computed_as_the_file_says(monkeypatch: pytest.Mo
             with OnnxRunner(file, precision=precision, device=device):
                 pass
     plain = {opened.model for opened in fake.opened if not opened.optimized}
-    assert plain == {"cuda-int8.onnx", "tensorrt-int8.onnx"}
+    assert plain == {"cpu-int8.onnx", "cuda-int8.onnx", "tensorrt-int8.onnx"}
 
 
 def test_a_provider_that_falls_back_runs_nothing(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:

@@ -16,7 +16,7 @@ from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.reporting.sections import parity_section
 from pipeline.runners.keras import KerasRunner
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
-from pipeline.verification.verify import parity_table
+from pipeline.verification.table import parity_table
 from tests.conftest import Chain
 
 LOGITS = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)

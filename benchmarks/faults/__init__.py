@@ -1,0 +1,1 @@
+"""Plants faults into finished artifacts, and looks whether a verdict names them."""

@@ -1,0 +1,141 @@
+"""Artifacts that faults are planted into, and what a fault needs to know of them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.calibration import collect_statistics
+from export.fp16.convert import to_half, unfit_for_fp16
+from export.int8.placement import Kept, measured_tensors
+from export.int8.qdq import quantize
+from export.int8.search import calibrate
+from export.onnx_passes.file import load_model, save_model
+from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE
+from pipeline.models.model_card import ModelCard, read_card
+
+if TYPE_CHECKING:
+    import onnx
+
+METHOD = "mse"  # of the scales of INT8 files that are made again
+_COPIED = ("train", "export", "quantize", "build", "verify")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A BatchNorm of the Keras model that the export folded into the layer before it.
+
+    Attributes:
+        name: of its layer.
+        gamma: float64 (C,); ones where it has none.
+        beta: float64 (C,); zeros where it has none.
+        mean: float64 (C,), of the training.
+        variance: float64 (C,), of the training.
+        epsilon: added to the variance.
+    """
+
+    name: str
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    epsilon: float
+
+
+@dataclass
+class Specimen:
+    """A folder of artifacts, to change.
+
+    Attributes:
+        folder: as ``artifacts/<recipe>/``.
+        calibration: images that give the scales of an INT8 file that is made again, uint8 (N, height, width, 3).
+        images: number of test images that are looked at, the first ones. Defaults to None: all.
+        normalisations_of: BatchNorms by sha256 of the Keras model, as far as they were read.
+    """
+
+    folder: Path
+    calibration: np.ndarray
+    images: int | None = None
+    normalisations_of: dict[str, dict[str, Normalisation]] = field(default_factory=dict, repr=False)
+
+    def path(self, name: str) -> Path:
+        """Return the path of an artifact."""
+        return self.folder / name
+
+    def load(self, name: str) -> onnx.ModelProto:
+        """Read an ONNX file."""
+        return load_model(self.folder / name)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return read_card(self.folder / CARD)
+
+    @cached_property
+    def reference(self) -> dict[str, np.ndarray]:
+        """The arrays ``pixels``, ``labels`` and ``logits`` of the test images."""
+        arrays = read_arrays(self.folder / REFERENCE, ("pixels", "labels", "logits"))
+        return {name: array[: self.images] for name, array in arrays.items()}
+
+    @property
+    def normalisations(self) -> dict[str, Normalisation]:
+        """BatchNorms by the name of the layer that they follow."""
+        digest = sha256_file(self.folder / KERAS)
+        if digest not in self.normalisations_of:
+            self.normalisations_of[digest] = read_normalisations(self.folder / KERAS)
+        return self.normalisations_of[digest]
+
+    def copy(self, folder: Path) -> Specimen:
+        """Return a copy in another folder, to change; what was read of the Keras model is shared."""
+        for stage in _COPIED:
+            if (self.folder / stage).is_dir():
+                shutil.copytree(self.folder / stage, folder / stage)
+        return Specimen(folder, self.calibration, self.images, self.normalisations_of)
+
+    def remake(
+        self, precisions: tuple[str, ...] = ("fp16", "int8"), calibrated_on: onnx.ModelProto | None = None
+    ) -> None:
+        """Make the FP16 and the INT8 file again from the FP32 file, by the simplest way that quantize has.
+
+        Args:
+            precisions: which of the two. Defaults to both.
+            calibrated_on: FP32 model whose activations give the scales. Defaults to None: the file itself.
+        """
+        model = self.load(ONNX["fp32"])
+        source = model if calibrated_on is None else calibrated_on
+        batches = [self.calibration[start : start + 8] for start in range(0, len(self.calibration), 8)]
+        images, statistics = collect_statistics(source, batches, measured_tensors(source))
+        unfit = unfit_for_fp16(source, {name: channels.limit for name, channels in statistics.items()})
+        if "fp16" in precisions:
+            save_model(to_half(model, keep=tuple(unfit)), self.folder / ONNX["fp16"])
+        if "int8" in precisions:
+            scales = calibrate(source, statistics, batches, images, equalized=False).scales(METHOD)
+            kept = {name: Kept("fp32", why) for name, why in unfit.items()}
+            save_model(quantize(model, scales, kept=kept)[0], self.folder / ONNX["int8"])
+            (self.folder / EQUALIZATION).unlink(missing_ok=True)  # of the former file
+
+
+def read_normalisations(path: Path) -> dict[str, Normalisation]:
+    """Return the BatchNorms of a Keras model by the name of the layer that each of them follows."""
+    from pipeline.keras_files.load import load_classifier
+
+    found = {}
+    for layer in load_classifier(path)._flatten_layers(include_self=False):
+        if type(layer).__name__ == "BatchNormalization":
+            mean = np.asarray(layer.moving_mean, np.float64)
+            gamma = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float64)
+            beta = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float64)
+            variance = np.asarray(layer.moving_variance, np.float64)
+            for node in layer._inbound_nodes:
+                for parent in node.parent_nodes:
+                    found[parent.operation.name] = Normalisation(
+                        layer.name, gamma, beta, mean, variance, float(layer.epsilon)
+                    )
+    return found

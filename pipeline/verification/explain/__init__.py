@@ -1,0 +1,145 @@
+"""Why a comparison failed, computed from evidence. NumPy and the standard library only, Python 3.10 syntax.
+
+Each module tries hypotheses of one kind. A hypothesis counts only if it explains: under it the candidate's logits are
+about as close to the reference as the precision allows, and far closer than without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.artifacts.diagnosis import Hint
+from pipeline.artifacts.parity_report import FROM_KERAS, STEP, TOP_K, Hop
+from pipeline.verification.explain.batches import explain_batches, run_in_batches
+from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.engines import explain_engine
+from pipeline.verification.explain.fit import Explanation
+from pipeline.verification.explain.inputs import explain_inputs
+from pipeline.verification.explain.outputs import explain_outputs
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+MOST_HINTS = 2  # of one run
+
+
+def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
+    """Explain the comparisons at fault; never raises, because nothing may hide a verdict.
+
+    Args:
+        hops: Those at fault, see `pipeline.verification.culprits`.
+        case: What was compared.
+
+    Returns:
+        At most `MOST_HINTS` hints a run, the most specific first; the cause is "unknown" where none was found.
+    """
+    hints: list[Hint] = []
+    runs: dict[str, Hop] = {}
+    for hop in hops:
+        if hop.kind != TOP_K:
+            runs.setdefault(hop.run_name, hop)
+    for hop in runs.values():
+        try:
+            found = _explain_run(hop, case)
+        except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a hint
+            log.warning("%s: why it fails could not be computed: %s", hop.run_name, error)
+            log.debug("why:", exc_info=True)
+            continue
+        ranked = sorted(found or [_unknown(hop)], key=lambda explanation: not explanation.layer)
+        hints += [
+            Hint(hop.run_name, hop.reference, e.cause, e.text, e.evidence, e.remedy, e.layer)
+            for e in ranked[:MOST_HINTS]
+        ]
+    return tuple(hints)
+
+
+def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
+    """Return what explains one run; the search ends where an explanation settles it."""
+    candidate, precision = case.candidate_of(hop), hop.precision
+    answer = case.answers[candidate.run_name]
+    path = case.paths.get(candidate.name)
+    if candidate.backend == "tensorrt" and path is not None:
+        files = {other.name: other.sha256 for other in case.candidates if other.name.endswith(".onnx")}
+        if stale := explain_engine(path, files):
+            return [stale]
+    source = case.answers[hop.reference].logits if hop.kind == STEP else None
+    expected = case.reference.logits if source is None else source
+    found: list[Explanation] = []
+    if answer.logits is not None:
+        found += explain_outputs(
+            expected, answer.logits, getattr(answer, "probabilities", None), precision, case.card.classes
+        )
+    if _settled(found):
+        return found
+    file = path if path is not None and candidate.name.endswith(".onnx") else None
+    pixels = case.pixels
+    runs = run_in_batches(candidate, pixels)
+    if runs is None:
+        return found
+    found += explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits)
+    if _settled(found) or runs.together is None:
+        return found
+    model = case.model if hop.kind == FROM_KERAS else None
+    if model is not None:
+        found += explain_inputs(_predict(model), pixels, runs.together, case.card.preprocessing, precision)
+    if _settled(found) or file is None or candidate.backend != "onnxruntime":
+        return found
+    return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+
+
+def _explain_file(
+    path: Path, hop: Hop, case: Case, expected: np.ndarray, received: np.ndarray, keras_model: keras.Model | None
+) -> list[Explanation]:
+    """Return what an ONNX file shows: its scales, its types, its layers."""
+    import onnx
+
+    from pipeline.verification.explain.half import explain_range
+    from pipeline.verification.explain.layers import explain_layers
+    from pipeline.verification.explain.quantized import explain_scales
+    from pipeline.verification.explain.twin import run, without_rounding
+
+    model = onnx.load(str(path))
+    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+        return []
+    # Images whose answers are not finite first.
+    order = np.argsort(np.isfinite(received).all(axis=1), kind="stable")
+    pixels, expected, received = case.pixels[order], expected[order], received[order]
+    found: list[Explanation] = []
+    if hop.precision == "int8":
+        found += explain_scales(model, pixels, expected, received, case.card.preprocessing)
+    if hop.precision != "fp32" and not _settled(found):
+        found += explain_range(model, pixels, expected, received, hop.precision)
+    if hop.precision != "fp32" and not _settled(found) and keras_model is not None:
+        logits = next(iter(run(without_rounding(model), pixels).values()))
+        found += explain_inputs(_predict(keras_model), pixels, logits, case.card.preprocessing, hop.precision)
+    if not _settled(found) and keras_model is not None:
+        spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
+        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors)
+    return found
+
+
+def _settled(found: Sequence[Explanation]) -> bool:
+    return any(explanation.settles for explanation in found)
+
+
+def _predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from inputs of the network to logits."""
+    return lambda inputs: np.concatenate(
+        [np.asarray(model.predict_on_batch(inputs[i : i + 16]), np.float32) for i in range(0, len(inputs), 16)]
+    )
+
+
+def _unknown(hop: Hop) -> Explanation:
+    return Explanation(
+        "unknown",
+        "None of the causes that were tried explains the difference.",
+        hop.why,
+        "Compare the layers: python -m pipeline verify --layers.",
+    )

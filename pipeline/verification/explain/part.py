@@ -1,0 +1,166 @@
+"""One layer of a file on its own: its nodes, fed with Keras' values, and what they should give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from export.errors import ProjectError
+from export.onnx_passes.cut import extract
+from export.onnx_passes.graph import copy_model
+from export.ort_session import open_session
+from export.words import count, listed
+from pipeline.verification.explain.fit import difference_in_words, fit_db
+from pipeline.verification.explain.twin import in_fp32, without_rounding
+from pipeline.verification.layers.compare import LayerValues
+from pipeline.verification.layers.mapping import MappedLayer
+from pipeline.verification.layers.mapping import Mapping as LayerMapping
+from pipeline.verification.layers.subject import Subject
+
+# SQNR in dB from which a layer fed with Keras' values gives Keras' output, with nothing rounded but its weights.
+AGREES: Mapping[str, float] = {"fp32": 70.0, "fp16": 45.0, "int8": 22.0}
+GAINS = 10.0  # dB that a repair has to bring
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A layer of a file.
+
+    Attributes:
+        layer: The Keras layer and its tensor.
+        model: Its nodes alone, in FP32 and without the rounding of activations.
+        rounded: Its nodes as the file has them.
+        inputs: Keras' values for the inputs of `model`, by name.
+        reference: What it should give.
+        own: What it gives.
+        precision: Of the file.
+        mapping: Of all layers of the file.
+        network: Keras' model.
+        values: Keras' outputs of all layers, by name.
+        factors: Factors of the file's tensors, see `Subject`.
+    """
+
+    layer: MappedLayer
+    model: ModelProto
+    rounded: ModelProto
+    inputs: Mapping[str, np.ndarray]
+    reference: np.ndarray
+    own: np.ndarray
+    precision: str
+    mapping: LayerMapping
+    network: keras.Model
+    values: Mapping[str, np.ndarray]
+    factors: Mapping[str, np.ndarray]
+
+    @property
+    def error_db(self) -> float:
+        """Return the SQNR of the layer in dB."""
+        return fit_db(self.reference, self.own)
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """Return the nodes, in order."""
+        return list(self.model.graph.node)
+
+    @property
+    def operators(self) -> str:
+        """Return the operators in words: "Conv, Relu"."""
+        return listed(dict.fromkeys(node.op_type for node in self.nodes if node.op_type != "Cast"))
+
+    def repaired(self, model: ModelProto, inputs: Mapping[str, np.ndarray] | None = None) -> float:
+        """Return the SQNR in dB of a changed model, or with other inputs; -inf where it does not run."""
+        try:
+            return fit_db(self.reference, run_part(model, inputs or self.inputs))
+        except Exception:  # ONNX Runtime's own exceptions share no public base; a repair that cannot run is none
+            return -np.inf
+
+    def agrees(self, db: float) -> bool:
+        """Return whether a repair makes the layer right."""
+        return db >= AGREES[self.precision] and db >= self.error_db + GAINS
+
+    def repair_in_words(self, what: str, db: float) -> str:
+        """Return the evidence of a repair as a sentence, see `fit.evidence_of`."""
+        return (
+            f"Fed with Keras' values, the layer's output differs from Keras' by {difference_in_words(self.error_db)}; "
+            f"{what}, by {difference_in_words(db)}."
+        )
+
+    def keras_layers(self) -> list[Any]:
+        """Return the layer in Keras, and those that are folded into it, in the order of the model."""
+        folded = [n for n, reason in self.mapping.without_tensor.items() if reason == f"folded into {self.layer.name}"]
+        wanted = [bare_name(name) for name in (*folded, self.layer.name)]
+        return [layer for name in wanted for layer in _layers_of(self.network) if layer.name == name]
+
+
+def make_part(
+    subject: Subject, mapping: LayerMapping, name: str, found: LayerValues, network: keras.Model, values: Any
+) -> Part:
+    """Return a layer as a part, see `Part`."""
+    layer = next(layer for layer in mapping.layers if layer.name == name)
+    model = extract(subject.model, list(found.inputs), [layer.tensor])
+    plain = without_rounding(model) if subject.precision == "int8" else in_fp32(model)
+    inputs = {
+        key: value if value.dtype == np.uint8 else value.astype(np.float32) for key, value in found.inputs.items()
+    }
+    own = run_part(plain, inputs)
+    reference = found.reference.astype(np.float32)
+    return Part(
+        layer, plain, model, inputs, reference, own, subject.precision, mapping, network, values, subject.factors
+    )
+
+
+def run_part(model: ModelProto, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the output of a part as FP32."""
+    session = open_session(model, exact=True, spinning=False, log_severity=4)
+    names = {item.name for item in session.get_inputs()}
+    (output,) = session.run(None, {name: value for name, value in inputs.items() if name in names})
+    return np.asarray(output, np.float32)
+
+
+def _as_floats(value: np.ndarray) -> np.ndarray:
+    return value if value.dtype == np.uint8 else value.astype(np.float32)
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a Keras layer without the models around it and the number of its call."""
+    return name.split(" (")[0].split("/")[-1]
+
+
+def _layers_of(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers_of(layer)
+
+
+def with_tensor(model: ModelProto, name: str, values: np.ndarray) -> ModelProto:
+    """Return the model with other values of an initializer.
+
+    Raises:
+        ProjectError: There is no such initializer.
+    """
+    result = copy_model(model)
+    for tensor in result.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
+            return result
+    raise ProjectError(f"Expected an initializer {name!r}. Received: none of that name.")
+
+
+def weights_of(part: Part) -> dict[str, np.ndarray]:
+    """Return the float initializers of a part with at least 2 values, by name."""
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in part.model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) > 1
+    }
+
+
+def outputs_in_words(number: int, of: int) -> str:
+    """Return a number of channels in words: "3 of 64 channels"."""
+    return f"{number:,} of {count(of, 'channel')}"

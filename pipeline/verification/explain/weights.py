@@ -1,0 +1,157 @@
+"""Weights of a file that are not Keras' weights: cut off, rounded, or another channel's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export.words import listed
+from pipeline.verification.explain.fit import Explanation
+from pipeline.verification.explain.part import Part, outputs_in_words, weights_of, with_tensor
+
+CLOSE = {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2}  # of the largest weight: a difference that is rounding
+LEAST = 4  # zeros at the end of a weight that are a cut, not values
+_EXPORT = "Export the model again, and see that the file was copied as a whole: compare its sha256."
+
+
+def explain_weights(part: Part) -> Explanation | None:
+    """Explain a layer by weights that differ from Keras'."""
+    expected = _keras_weights(part)
+    for name, received in weights_of(part).items():
+        for values in expected:
+            form = _same_form(values, received)
+            if form is None:
+                continue
+            limit = CLOSE[part.precision] * float(np.abs(form).max())
+            wrong = np.abs(form - received) > limit
+            if not wrong.any():
+                break
+            fit = part.repaired(with_tensor(part.model, name, form.astype(received.dtype)))
+            if part.agrees(fit):
+                return _wrong_weights(part, name, form, received, wrong, fit)
+    return _rounded(part)
+
+
+def _wrong_weights(
+    part: Part, name: str, expected: np.ndarray, received: np.ndarray, wrong: np.ndarray, fit: float
+) -> Explanation:
+    size, number = received.size, int(wrong.sum())
+    flat, places = received.ravel(), np.flatnonzero(wrong)
+    zeros = int((flat[::-1] != 0).argmax()) if flat.any() else size
+    rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
+    if zeros >= LEAST and number - (flat[places] == 0).sum() == 0 and places[-1] >= size - zeros:
+        what = f"is cut off: its last {zeros:,} of {size:,} values are zero"
+    elif (flat[places] == 0).all():
+        what = f"has {number:,} of {size:,} values set to zero"
+    elif np.allclose(np.sort(flat), np.sort(expected.ravel()), rtol=1e-3, atol=1e-6):
+        what = "holds Keras' values in another order"
+    elif len(rows) < len(wrong) and received.ndim > 1:
+        what = f"is wrong in {outputs_in_words(len(rows), len(wrong))} ({listed(rows, most=3)})"
+    else:
+        what = f"differs from Keras' in {number:,} of {size:,} values"
+    return Explanation(
+        "weights",
+        f"A weight of layer {part.layer.name!r} {what}.",
+        f"{name!r}: {part.repair_in_words('with the weights of Keras', fit)}",
+        _EXPORT,
+        part.layer.name,
+    )
+
+
+def _rounded(part: Part) -> Explanation | None:
+    """Find weights of an FP32 file that are rounded to a shorter type."""
+    if part.precision != "fp32":
+        return None
+    weights = {name: values for name, values in weights_of(part).items() if values.ndim > 1 and values.size >= 64}
+    for name, values in weights.items():
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        if len(np.unique(values)) < 16:
+            continue
+        kinds = {
+            "BF16": bool((bits & 0xFFFF == 0).all()),
+            "FP16": bool((values.astype(np.float16).astype(np.float32) == values).all()),
+        }
+        kind = next((kind for kind, holds in kinds.items() if holds), "")
+        if kind:
+            return Explanation(
+                "weights",
+                f"The weights of layer {part.layer.name!r} were rounded to {kind} although the file is FP32.",
+                f"All {values.size:,} values of {name!r} are numbers of {kind}.",
+                _EXPORT,
+                part.layer.name,
+            )
+    return None
+
+
+def _same_form(values: np.ndarray, received: np.ndarray) -> np.ndarray | None:
+    """Return values in the shape of a file's weight; None if they do not fit."""
+    forms = [values]
+    if values.ndim == 2:
+        forms.append(values.T)
+    if received.ndim == values.ndim == 4 and values.shape[1] == 3:
+        forms.append(values[:, ::-1])  # the order of the channels is folded into the first weights
+    fitting = [np.ascontiguousarray(form) for form in forms if form.shape == received.shape]
+    return min(fitting, key=lambda form: float(np.median(np.abs(form - received))), default=None)
+
+
+def _keras_weights(part: Part) -> list[np.ndarray]:
+    """Return kernels and biases of the layer as a file has them: (out, in, height, width), BatchNorm folded in."""
+    layers = part.keras_layers()
+    gain: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    for layer in layers:
+        if type(layer).__name__ == "BatchNormalization":
+            gain, shift = _affine_of(layer)
+    found: list[np.ndarray] = []
+    for layer in layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is None:
+            continue
+        weight = _of_file(np.asarray(kernel, np.float64), type(layer).__name__)
+        bias = getattr(layer, "bias", None)
+        offset = np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
+        if gain is not None and shift is not None and weight.ndim == 4 and len(weight) == len(gain):
+            folded = _divided(part, weight * gain.reshape(-1, 1, 1, 1))
+            found += [folded, (offset * gain + shift) / _output_factors(part, len(gain))]
+        if weight.ndim != 4 or gain is None:
+            found += [_divided(part, weight), offset / _output_factors(part, len(offset))]
+        found.append(weight)
+    if gain is not None and shift is not None:
+        found += [gain, shift]
+    return found
+
+
+def _affine_of(norm: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return factor and offset of a BatchNorm at inference."""
+    variance, mean = (np.asarray(values, np.float64) for values in (norm.moving_variance, norm.moving_mean))
+    gamma = np.ones_like(mean) if norm.gamma is None else np.asarray(norm.gamma, np.float64)
+    beta = np.zeros_like(mean) if norm.beta is None else np.asarray(norm.beta, np.float64)
+    factor = gamma / np.sqrt(variance + float(norm.epsilon))
+    return factor, beta - mean * factor
+
+
+def _of_file(kernel: np.ndarray, kind: str) -> np.ndarray:
+    if kernel.ndim != 4:
+        return kernel
+    if kind == "DepthwiseConv2D":
+        height, width, channels, times = kernel.shape
+        return kernel.transpose(2, 3, 0, 1).reshape(channels * times, 1, height, width)
+    return kernel.transpose(3, 2, 0, 1)
+
+
+def _output_factors(part: Part, channels: int) -> np.ndarray:
+    factors = part.factors.get(part.layer.tensor)
+    return factors.astype(np.float64) if factors is not None and len(factors) == channels else np.ones(channels)
+
+
+def _divided(part: Part, weight: np.ndarray) -> np.ndarray:
+    """Return a Conv's weight as equalization left it: factors of its output taken off, those of its input put on."""
+    if weight.ndim != 4:
+        return weight
+    result = weight / _output_factors(part, len(weight)).reshape(-1, 1, 1, 1)
+    for name in part.inputs:
+        factors = part.factors.get(name)
+        if factors is not None and len(factors) == weight.shape[1]:
+            result = result * factors.astype(np.float64).reshape(1, -1, 1, 1)
+    return result
