@@ -19,7 +19,8 @@ VENV ?= .venv
 REQUIREMENTS := requirements.txt
 endif
 PY := $(VENV)/bin/python
-OPTIONS := -c "$(RECIPE)" $(ARGS)
+OF_VERIFY := --layers --reduce
+OPTIONS := -c "$(RECIPE)" $(filter-out $(OF_VERIFY),$(ARGS))
 # An unpacked archive brings its recipe as artifacts/<name>/recipe.yaml: there the folder names it.
 FOLDER := $(notdir $(patsubst %/,%,$(dir $(RECIPE))))
 UNPACKED := $(filter artifacts/$(FOLDER)/recipe.yaml %/artifacts/$(FOLDER)/recipe.yaml,$(RECIPE))
@@ -146,7 +147,7 @@ build: quantize  ## TensorRT engines
 	@$(PY) -m pipeline build $(OPTIONS)
 
 verify: build  ## compare every file with Keras, give the verdict
-	@$(PY) -m pipeline verify $(OPTIONS)
+	@$(PY) -m pipeline verify $(OPTIONS) $(filter $(OF_VERIFY),$(ARGS))
 
 benchmark: build  ## latency and throughput
 	@$(PY) -m pipeline benchmark $(OPTIONS)
@@ -208,6 +209,6 @@ clean:  ## remove what can be made again of the recipe; never trained models
 	@if [ ! -d "artifacts/$(NAME)" ]; then \
 	  echo "artifacts/$(NAME): nothing there to remove. Recipes with artifacts:" $(or $(notdir $(wildcard artifacts/*)),none); \
 	else \
-	  rm -rf $(foreach stage,export quantize build verify benchmark infer report,"artifacts/$(NAME)/$(stage)"); \
+	  rm -rf $(foreach stage,export quantize build verify layers benchmark infer report,"artifacts/$(NAME)/$(stage)"); \
 	  echo "kept: artifacts/$(NAME)/train, other recipes, the environments"; \
 	fi

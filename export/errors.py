@@ -80,6 +80,10 @@ class ModelError(ProjectError):
     """A Keras model that cannot be built, loaded or deployed."""
 
 
+class ParityError(ProjectError, AssertionError):
+    """Two classifiers that do not answer alike; an AssertionError too, so that a test fails and is no error."""
+
+
 class RunnerError(ProjectError):
     """A backend could not be opened or failed while it ran."""
 

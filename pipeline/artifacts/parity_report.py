@@ -240,6 +240,17 @@ def describe_relative_limit(hops: Sequence[Hop]) -> str:
     )
 
 
+def describe_distances(hop: Hop) -> str:
+    """Return the main distances of a hop, "relative error 1.2e-06, SQNR 120.1 dB"; "" where nothing was compared."""
+    values = (
+        ("relative error", hop.relative_error, ".1e"),
+        ("SQNR in dB", hop.sqnr_db, ".1f"),
+        ("top-1 agreement", hop.top1_agreement, ".2%"),
+        ("accuracy", hop.accuracy_candidate, ".2%"),
+    )
+    return ", ".join(f"{name} {value:{form}}" for name, value, form in values if value is not None)
+
+
 def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
     """Return the files of comparisons that did not run, by reason; a file that did run is named with its reference."""
     skipped = [hop for hop in hops if hop.verdict == NOT_RUN]

@@ -14,7 +14,7 @@ from export.words import count
 from pipeline.artifacts.files import recipe_lock
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.output import check_output
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, read_parity
 from pipeline.artifacts.paths import CARD, PARITY, REPORT, Artifacts
 from pipeline.artifacts.results import Verified
 from pipeline.cli import options as cli
@@ -27,6 +27,7 @@ from pipeline.cli.status import (
     warn_of_stale_inputs,
 )
 from pipeline.cli.verbs import build_parser
+from pipeline.cli.verify_options import check_verify_options
 from pipeline.recipe.load import dump_yaml, to_dict
 from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
@@ -101,6 +102,12 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         return infer_images(args, context)
     if args.command == "infer":
         refuse_without_images(args)
+    if args.command == "verify":
+        check_verify_options(args)
+        if args.onnx:
+            from pipeline.cli.verify import verify_onnx_files
+
+            return verify_onnx_files(args, context)
     if args.explain:
         return _explain(args, context)
     with recipe_lock(context.root, wait=not args.no_wait):
@@ -146,6 +153,8 @@ def _named_stages(args: argparse.Namespace) -> tuple[Stage[Any], ...]:
 
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
     stage, *others = _named_stages(args)
+    # It may be the very file that this verdict replaces.
+    baseline = read_parity(args.baseline) if stage is verify.STAGE and args.baseline is not None else None
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # refuses a recipe that contradicts the model, even where the stage is up to date
     if stage.name == "train":
@@ -158,7 +167,12 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
         if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
             log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
     _log_missing_engines(context, outcome)
-    return _result(context, [outcome, *(execute(other, context, args.force) for other in others)])
+    result = _result(context, [outcome, *(execute(other, context, args.force) for other in others)])
+    if stage.name != "verify":
+        return result
+    from pipeline.cli.verify import finish_verdict
+
+    return finish_verdict(args, context, baseline, result)
 
 
 def _log_missing_engines(context: Context, outcome: Outcome) -> None:

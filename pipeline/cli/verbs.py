@@ -9,6 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
+from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
+from pipeline.cli.verify_options import add_verify_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser
 
 EXAMPLES = """examples:
@@ -56,7 +58,8 @@ def build_parser() -> Parser:
     for name, text in HELP.items():
         if name not in ("verify", "infer"):
             add(name, text, [recipe, stage], "-c digits")
-    verify = add("verify", HELP["verify"], [recipe, stage], "-c digits --layers")
+    verify = add("verify", HELP["verify"], [recipe, stage], VERIFY_EXAMPLES)
+    add_verify_options(verify)
     verify.add_argument("--layers", action="store_true", help=LAYERS_HELP)
     verify.add_argument("--reduce", action="store_true", help=REDUCE_HELP)
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")

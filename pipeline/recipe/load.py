@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -56,6 +56,7 @@ LONGEST_KEY = 200  # characters of a dotted key
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, limits of common file systems
 SECTIONS = tuple(field.name for field in dataclasses.fields(Recipe) if field.default_factory is not dataclasses.MISSING)
 _hints = functools.cache(get_type_hints)  # evaluated once per section
+Section = TypeVar("Section")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 
 
@@ -95,6 +96,21 @@ def to_dict(section: Any) -> dict[str, object]:
 def dump_yaml(recipe: Recipe) -> str:
     """Return a recipe as YAML including defaults; loading it gives an equal recipe."""
     return yaml.safe_dump(to_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def read_section(values: Mapping[str, object], default: Section, where: str) -> Section:
+    """Return a section of a recipe from keys and values, with every limit checked.
+
+    Args:
+        values: What is set; other keys keep their values of ``default``.
+        default: The section without them.
+        where: Name of the section, for messages.
+
+    Raises:
+        RecipeError: An unknown key, or a value that is not allowed.
+    """
+    section: Section = _convert_section(type(default), dict(values), where, default)
+    return section
 
 
 def recipe_slice(recipe: Recipe, names: Iterable[str]) -> dict[str, object]:

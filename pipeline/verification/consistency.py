@@ -41,12 +41,12 @@ class _Check:
     """Batches to run, and what is said of them.
 
     Attributes:
-        passed: The sentence if every answer is the expected one.
-        failed: The sentence if not; the images and the numbers follow.
+        how: How the images are run.
+        failed: The sentence if an answer is not the expected one; image and numbers follow.
         batches: Indices of the images of each batch.
     """
 
-    passed: str
+    how: str
     failed: str
     batches: Sequence[np.ndarray]
 
@@ -72,7 +72,7 @@ def check_consistency(
         noise: How far rounding alone moves Keras' logits. Defaults to None: unknown.
 
     Returns:
-        One finding a check, PASS or FAIL.
+        One finding a check, PASS or FAIL, behind one that says what was run.
 
     Raises:
         DeviceUnavailableError: The device is gone.
@@ -84,29 +84,34 @@ def check_consistency(
         findings.append(same)
     sizes = [size for size in dict.fromkeys((*SIZES, *batch_sizes)) if size > 1]
     checks = (
-        _Check("a repeated run gives equal answers", "a repeated run gives other answers", [every, every]),
+        _Check("again", "a repeated run gives other answers", [every, every]),
         _Check(
-            f"{count(len(few), 'image')} alone as in a batch",
+            "alone",
             "an image alone has another answer than in a batch",
             [every[index : index + 1] for index in every],
         ),
         _Check(
-            "another order permutes the answers",
+            "in another order",
             "another order of the images changes the answers",
             [np.random.default_rng(0).permutation(every)],
         ),
         _Check(
-            f"{COPIES} copies of one image alike",
+            f"as {COPIES} copies",
             f"{COPIES} copies of one image have different answers",
             [np.zeros(COPIES, np.int64)],
         ),
         _Check(
-            f"batches of {listed(sizes)} alike",
+            "in other sizes",
             "an image has another answer in a batch of another size",
             [_drawn(size, len(few)) for size in sizes],
         ),
     )
-    return [*findings, *(_run(check, runner, few, expected, precision, noise) for check in checks)]
+    summary = (
+        f"{count(len(few), 'image')}: the same answers alone, again, in another order, as {COPIES} copies and in "
+        f"batches of {listed(sizes, most=8)}"
+    )
+    ran = [_run(check, runner, few, expected, precision, noise) for check in checks]
+    return [Finding(PASS, summary), *findings, *ran]
 
 
 def _drawn(size: int, images: int) -> np.ndarray:
@@ -139,10 +144,10 @@ def _run(
         return Finding(FAIL, f"{check.failed}: {place} is finite once and not finite once")
     both = np.flatnonzero(finite[0])
     if not len(both) or (before[both] == after[both]).all():
-        return Finding(PASS, f"{check.passed}, bit for bit")
+        return Finding(PASS)
     far, numbers = _distance(before[both], after[both], precision, noise)
     if not far:
-        return Finding(PASS, f"{check.passed} ({numbers})")
+        return Finding(PASS, f"{check.how} within rounding: {numbers}")
     worst = both[np.abs(before[both] - after[both]).max(axis=1).argmax()]
     return Finding(FAIL, f"{check.failed}: {numbers}, worst image {images[worst]} in a batch of {sizes[worst]}")
 
@@ -181,5 +186,5 @@ def _same_row(few: np.ndarray, rows: np.ndarray) -> Finding | None:
     if not other.any() or not np.isfinite(rows).all():
         return None
     if not (rows[other] == rows[0]).all():
-        return Finding(PASS, "different images have different answers")
+        return Finding(PASS)
     return Finding(FAIL, f"{count(int(other.sum()) + 1, 'different image')} have the answer of image 0, bit for bit")

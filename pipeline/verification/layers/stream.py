@@ -54,7 +54,7 @@ class Distance:
     @property
     def cosine(self) -> float | None:
         """Mean cosine similarity over the images; None where not all is finite."""
-        return self.cosines / self.images if self.finite and self.images else None
+        return min(1.0, self.cosines / self.images) if self.finite and self.images else None
 
     def below(self, threshold_db: float) -> bool:
         """Whether the noise is too large, or a value not finite."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from onnx import ModelProto
 
+from export.errors import RunnerError
 from export.onnx_passes.cut import cut, given, with_outputs
 from export.ort_session import open_session
 from export.tensorrt.sidecar import Precision
@@ -70,12 +71,18 @@ class FedSession:
     Attributes:
         reads: Those of `fed` that the outputs need.
         inputs: Inputs of the file that the outputs need.
+
+    Raises:
+        RunnerError: ONNX Runtime does not load the graph.
     """
 
     def __init__(self, model: ModelProto, fed: Collection[str], outputs: Sequence[str]) -> None:
         graph = with_outputs(cut(model, [*fed]) if fed else model, outputs)
-        # A plan of all activations at once costs more memory than it saves time.
-        self._session: Any = open_session(graph, exact=True, memory_pattern=False, spinning=False)
+        try:
+            # A plan of all activations at once costs more memory than it saves time.
+            self._session: Any = open_session(graph, exact=True, memory_pattern=False, spinning=False)
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise RunnerError(f"Expected a graph that ONNX Runtime loads. Received: {error}") from error
         self._types = {item.name: item.type for item in self._session.get_inputs()}
         self._outputs = [item.name for item in self._session.get_outputs()]
         self.reads = tuple(name for name in fed if given(name) in self._types)
@@ -87,10 +94,16 @@ class FedSession:
         Args:
             inputs: Inputs of the file; those that nothing needs are ignored.
             values: Value of each tensor of `reads`, in any float type.
+
+        Raises:
+            RunnerError: The graph does not run on them.
         """
         feeds = {name: value for name, value in inputs.items() if name in self._types}
         for name in self.reads:
             half = self._types[given(name)] == "tensor(float16)"
             with np.errstate(over="ignore"):  # what FP16 cannot hold is infinite there
                 feeds[given(name)] = values[name].astype(np.float16 if half else np.float32, copy=False)
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds)))
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, feeds)))
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise RunnerError(f"Expected a graph that runs on the test images. Received: {error}") from error

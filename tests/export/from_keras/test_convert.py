@@ -20,6 +20,7 @@ from export.metrics.distances import relative_error
 from export.onnx_passes import graph
 from export.preprocessing import PreprocessingSpec
 from pipeline.runners.base import top_k_of
+from pipeline.verification import assert_parity
 from tests.export import keras_models
 from tests.export.conftest import run_onnx
 from tests.export.keras_models import CLASSES, classifier, images
@@ -48,7 +49,7 @@ def test_parity_at_any_batch(exported, batch):
 def test_parity_in_every_mode(tmp_path, mode):
     spec, model = PreprocessingSpec.from_mode(mode), classifier(head="linear")
     export_keras(model, tmp_path / "m.onnx", preprocessing=spec, classes=CLASSES)
-    parity(model, spec, onnx.load(tmp_path / "m.onnx"), images(3))
+    assert_parity(model, tmp_path / "m.onnx", images(3), preprocessing=spec, thresholds={"relative_error": 1e-5})
 
 
 def test_the_interface(exported):

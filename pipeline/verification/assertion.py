@@ -1,0 +1,293 @@
+"""`assert_parity`: a test's question whether one classifier answers like another. Importable with NumPy alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, cast
+
+import numpy as np
+
+from export.errors import DataError, ParityError, ProjectError
+from export.metrics.distances import AUTO, IMAGES, FloatNoise, measure_noise
+from export.preprocessing import PreprocessingSpec
+from export.tensorrt.sidecar import Precision
+from export.words import count, listed
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, describe_distances
+from pipeline.recipe.schema import Thresholds, VerifyThresholds
+from pipeline.runners.base import Runner, split_batches
+from pipeline.runners.foreign import (
+    ForeignRunner,
+    are_probabilities,
+    image_size,
+    log_probabilities,
+    log_softmax,
+    precision_in,
+)
+from pipeline.verification.parity import Answer, Candidate, Reference, judge
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.data.resize import Resize
+    from pipeline.verification.named_images import NamedImages
+
+log = logging.getLogger(__name__)
+
+Rows = Callable[[np.ndarray], Any]
+Classifier = Union[str, Path, Rows, "keras.Model"]
+Preprocessing = str | PreprocessingSpec | Rows
+
+
+class _Model:
+    """A classifier that is ready to run.
+
+    Args:
+        predict: from images as the model takes them to rows of scores.
+        dtype: of these images; None: any.
+        log_floor: of a model that is known to give probabilities, see `ForeignRunner`. Defaults to None.
+    """
+
+    def __init__(self, predict: Rows, dtype: np.dtype[Any] | None, log_floor: float | None = None) -> None:
+        self._predict = predict
+        self.dtype = dtype
+        self.log_floor = log_floor
+
+    def inputs(self, images: np.ndarray, preprocess: Rows | None, name: str) -> np.ndarray:
+        """Return images as the model takes them."""
+        if self.dtype is None or (self.dtype == np.uint8) == (images.dtype == np.uint8):
+            return images
+        if self.dtype == np.uint8:
+            raise DataError(f"Expected uint8 images for {name}, which takes pixels. Received: {images.dtype}.")
+        if preprocess is None:
+            raise DataError(
+                f"Expected preprocessing, because {name} takes {self.dtype}. Received: uint8 images alone. Name a "
+                'mode, such as preprocessing="caffe", or hand in preprocessed images.'
+            )
+        return np.asarray(preprocess(images), np.float32)
+
+    def rows(self, inputs: np.ndarray, batch_size: int) -> np.ndarray:
+        """Return float32 rows (N, classes)."""
+        parts = [np.asarray(self._predict(piece)) for piece in split_batches(inputs, batch_size)]
+        rows = np.concatenate(parts)
+        if rows.ndim != 2 or len(rows) != len(inputs):
+            raise DataError(
+                f"Expected a row of scores for each of {count(len(inputs), 'image')}. Received: {rows.shape}. "
+                "Compare classifiers that give logits or probabilities of shape (N, classes)."
+            )
+        if self.log_floor is None and are_probabilities(rows):
+            self.log_floor = float(np.log(np.finfo(rows.dtype).tiny))
+        return rows.astype(np.float32, copy=False)
+
+    def logarithms(self, rows: np.ndarray, floor: float) -> np.ndarray:
+        """Return the logarithms of the probabilities that rows are or give."""
+        return log_softmax(rows, floor) if self.log_floor is None else log_probabilities(rows, floor)
+
+
+def assert_parity(
+    reference: Classifier,
+    candidate: Classifier,
+    images: np.ndarray | Path | str,
+    labels: Sequence[int] | np.ndarray | None = None,
+    *,
+    thresholds: Thresholds | Mapping[str, object] | None = None,
+    precision: Precision | None = None,
+    preprocessing: Preprocessing | None = None,
+    size: tuple[int, int] | None = None,
+    resize: Resize = "stretch",
+    calibration: np.ndarray | Path | str | None = None,
+    batch_size: int = 32,
+) -> Hop:
+    """Assert that a candidate answers like a reference, as far as thresholds allow.
+
+    Args:
+        reference: an ONNX file, a Keras model or its file, or a function from images to rows of logits or
+            probabilities.
+        candidate: the same.
+        images: an array, (N, height, width, channels), uint8 or floats as both take them; or a folder, whose images are
+            decoded to uint8 in the order of their sorted paths. A function gets them as they are.
+        labels: class of each image; -1 where it is unknown. Defaults to None: no accuracy.
+        thresholds: as in a recipe (`verify.thresholds`); keys left out have the defaults of the precision. Defaults to
+            None: all of them.
+        precision: of the candidate, which decides the default thresholds. Defaults to None: that in an ONNX file,
+            "fp32" for anything else.
+        preprocessing: from uint8 pixels to what models of floats take: a mode such as "caffe", a `PreprocessingSpec`,
+            or a function on (N, height, width, 3). Defaults to None: uint8 images are refused by such a model.
+        size: height and width that a folder's images get. Defaults to None: those of the models.
+        resize: how. Defaults to "stretch".
+        calibration: images that calibrated the candidate, a folder or an array; those that are compared must not be
+            among them. Defaults to None: not checked.
+        batch_size: images at once. Defaults to 32.
+
+    Returns:
+        The comparison, whose verdict is "pass", or "inconclusive" where the images are too few to tell, which is
+        logged.
+
+    Raises:
+        ParityError: the candidate misses a threshold; with the numbers and the changed answers.
+        ProjectError: something cannot be compared.
+    """
+    names = _name(reference, "the reference"), _name(candidate, "the candidate")
+    reference, candidate = _loaded(reference), _loaded(candidate)
+    decoded = _decoded(images, size or _size(reference) or _size(candidate), resize, calibration)
+    preprocess = PreprocessingSpec.from_mode(preprocessing).apply if isinstance(preprocessing, str) else preprocessing
+    preprocess = preprocess.apply if isinstance(preprocess, PreprocessingSpec) else preprocess
+    precision = precision or (precision_in(Path(str(candidate))) if _is_onnx(candidate) else "fp32")
+    every = replace(VerifyThresholds(), **_limits(thresholds, precision))
+    with _opened(reference, decoded.pixels, None) as model:
+        inputs = model.inputs(decoded.pixels, preprocess, names[0])
+        before = model.rows(inputs, batch_size)
+        with _opened(candidate, decoded.pixels, before.shape[1]) as other:
+            after = other.rows(other.inputs(decoded.pixels, preprocess, names[1]), batch_size)
+        floors = [one.log_floor for one in (model, other) if one.log_floor is not None]
+        if floors:  # one gives probabilities, and their logarithms are all that both give
+            before, after = model.logarithms(before, max(floors)), other.logarithms(after, max(floors))
+        noise = None
+        if getattr(every, precision).relative_error == AUTO and inputs.dtype != np.uint8 and np.isfinite(before).all():
+
+            def predict(values: np.ndarray) -> np.ndarray:
+                rows = model.rows(values, batch_size)
+                return model.logarithms(rows, max(floors)) if floors else rows
+
+            noise = measure_noise(predict, inputs[:IMAGES], float(np.abs(before).max()))
+    hop = _judged(names, precision, every, decoded, labels, before, after, noise)
+    if hop.verdict == FAIL:
+        raise ParityError(_failure(hop, decoded.names, before, after))
+    if hop.verdict == INCONCLUSIVE:
+        log.warning("%s against %s: %s", hop.candidate, hop.reference, hop.why)
+    return hop
+
+
+@contextmanager
+def _opened(classifier: Classifier, images: np.ndarray, classes: int | None) -> Iterator[_Model]:
+    if _is_onnx(classifier):
+        path = Path(str(classifier))
+        height, width = images.shape[1:3]
+        with ForeignRunner(path, (height, width), classes=classes, precision=precision_in(path)) as runner:
+            yield _Model(runner.scores, runner.dtype, runner.log_floor)
+        return
+    if hasattr(classifier, "predict_on_batch"):
+        yield _Model(classifier.predict_on_batch, np.dtype(np.float32))
+    else:
+        yield _Model(cast(Rows, classifier), None)
+
+
+def _loaded(classifier: Classifier) -> Classifier:
+    """Return a Keras model in place of its file; anything else as it is."""
+    if not isinstance(classifier, (str, Path)) or _is_onnx(classifier):
+        return classifier
+    from pipeline.keras_files.load import load_model
+
+    return load_model(Path(classifier))
+
+
+def _is_onnx(classifier: Classifier) -> bool:
+    return isinstance(classifier, (str, Path)) and Path(classifier).suffix.lower() == ".onnx"
+
+
+def _name(classifier: Classifier, otherwise: str) -> str:
+    if isinstance(classifier, (str, Path)):
+        return str(classifier)
+    return str(getattr(classifier, "name", None) or getattr(classifier, "__name__", otherwise))
+
+
+def _size(classifier: Classifier) -> tuple[int, int] | None:
+    """Return height and width of the images that a model's file or object says it takes; None where it says none."""
+    if _is_onnx(classifier):
+        return image_size(Path(str(classifier)))
+    shape = getattr(classifier, "input_shape", None)
+    sides = tuple(shape[1:3]) if isinstance(shape, tuple) and len(shape) == 4 else ()
+    return (sides[0], sides[1]) if sides and None not in sides else None
+
+
+def _limits(thresholds: Thresholds | Mapping[str, object] | None, precision: Precision) -> dict[str, Thresholds]:
+    if isinstance(thresholds, Thresholds):
+        return {precision: thresholds}
+    from pipeline.recipe.load import read_section
+
+    return {precision: read_section(thresholds or {}, getattr(VerifyThresholds(), precision), "thresholds")}
+
+
+def _decoded(
+    images: np.ndarray | Path | str,
+    size: tuple[int, int] | None,
+    resize: Resize,
+    calibration: np.ndarray | Path | str | None,
+) -> NamedImages:
+    """Return the images with names, none of which calibrated."""
+    from pipeline.data.decode import DecodeSpec
+    from pipeline.verification.named_images import (
+        NamedImages,
+        hash_folder,
+        hash_pixels,
+        read_folder,
+        refuse_shared_images,
+    )
+
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4 or not len(images):
+            raise DataError(f"Expected images of shape (N, height, width, channels). Received: {images.shape}.")
+        decoded = NamedImages(tuple(f"image {index}" for index in range(len(images))), images, ())
+    elif size is None:
+        raise DataError(
+            "Expected the size of the images of a folder. Received: models that say none. Pass size=(height, width)."
+        )
+    else:
+        decoded = read_folder(Path(images), DecodeSpec(size, resize))
+    if calibration is None:
+        return decoded
+    if decoded.sha256 and not isinstance(calibration, np.ndarray):
+        refuse_shared_images(dict(zip(decoded.sha256, decoded.names)), hash_folder(Path(calibration)))
+        return decoded
+    if not isinstance(calibration, np.ndarray):
+        if decoded.pixels.dtype != np.uint8:
+            raise DataError(
+                f"Expected calibration images as an array, like the images. Received: the folder {calibration}, whose "
+                "pixels cannot be told from preprocessed images. Preprocess them alike."
+            )
+        calibration = read_folder(Path(calibration), DecodeSpec(decoded.pixels.shape[1:3], resize)).pixels
+    names = [f"calibration image {index}" for index in range(len(calibration))]
+    refuse_shared_images(
+        dict(zip(hash_pixels(decoded.pixels), decoded.names)), dict(zip(hash_pixels(calibration), names))
+    )
+    return decoded
+
+
+def _judged(
+    names: tuple[str, str],
+    precision: Precision,
+    thresholds: VerifyThresholds,
+    decoded: NamedImages,
+    labels: Sequence[int] | np.ndarray | None,
+    before: np.ndarray,
+    after: np.ndarray,
+    noise: FloatNoise | None,
+) -> Hop:
+    known = np.full(len(before), -1) if labels is None else np.asarray(labels, np.int64)
+    if known.shape != (len(before),):
+        raise DataError(f"Expected a label for each of {count(len(before), 'image')}. Received: {known.shape}.")
+
+    def opened() -> Runner:
+        raise ProjectError("Expected answers that are there. Received: a question to run the file again.")
+
+    candidate = Candidate(names[1], "onnxruntime", precision, "", None, opened)
+    reference = Reference(names[0], "", decoded.pixels, known, before, noise)
+    answers = {candidate.run_name: Answer(after, PASS)}
+    return judge([candidate], answers, reference, thresholds).hops[0]
+
+
+def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarray) -> str:
+    answers = ""
+    if before.shape == after.shape:
+        rows = zip(names, before.argmax(axis=1), after.argmax(axis=1))
+        changed = [f"{name}: {new} instead of {old}" for name, old, new in rows if old != new]
+        answers = f" {len(changed):,} of {count(len(names), 'answer')} changed"
+        answers += f": {listed(changed, separator='; ')}." if changed else "."
+    return (
+        f"Expected {hop.candidate} ({hop.precision}) to answer like {hop.reference}. Received: {hop.why}. Measured: "
+        f"{describe_distances(hop) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the "
+        "files before and after each step of the conversion."
+    )

@@ -1,0 +1,119 @@
+"""``verify`` for machines and for files of other tools."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.paths import CALIBRATION_IMAGES, ONNX, PARITY
+from tests.conftest import Chain, make_colour_images
+from tests.own_export import theirs
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    line: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return line
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_of_other_tools_are_judged_on_a_folder_and_nothing_is_written(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, photos = finished_chain.root / ONNX["fp32"], make_colour_images(tmp_path / "photos", count=5, seed=99)
+    logits = theirs(source, tmp_path / "logits.onnx")
+    probabilities = theirs(source, tmp_path / "probabilities.onnx", "probabilities")
+    before, junit = content(finished_chain.root), tmp_path / "theirs.xml"
+    options = ["--onnx", str(logits), "--onnx", str(probabilities), "--images", str(photos)]
+    assert finished_chain.run("verify", *options, "--junit", str(junit), "--json") == 0
+    captured = capsys.readouterr()
+    line = json.loads(captured.out.splitlines()[-1])
+    assert (line["verdict"], line["images"], line["hints"]) == ("pass", 20, [])
+    compared = {hop["candidate"]: hop for hop in line["hops"] if hop["kind"] == "from_keras"}
+    assert set(compared) == {str(logits), str(probabilities)}
+    assert "logarithms of probabilities" in compared[str(probabilities)]["note"]
+    assert all(hop["accuracy_candidate"] is None for hop in compared.values())
+    assert "have no labels" in captured.err
+    assert content(finished_chain.root) == before
+    assert len(list(ElementTree.parse(junit).iter("testcase"))) == len(line["hops"])
+    tables = json.loads((finished_chain.root / CALIBRATION_IMAGES).read_text())
+    shutil.copy(finished_chain.images / tables["calibration"][0]["name"], photos / "known.png")
+    assert finished_chain.run("verify", *options) == 2
+    assert "known.png" in capsys.readouterr().err
+
+
+def test_a_fault_in_their_file_fails_with_a_cause(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = theirs(finished_chain.root / ONNX["fp32"], tmp_path / "wrong.onnx", factor=2.0)
+    junit = tmp_path / "wrong.xml"
+    assert finished_chain.run("verify", "--onnx", str(wrong), "--junit", str(junit), "--json") == 1
+    captured = line_of(capsys)
+    assert captured["verdict"] == "fail"
+    (hint,) = captured["hints"][:1]
+    assert hint["run"] == str(wrong)
+    failures = [one.text or "" for one in ElementTree.parse(junit).iter("failure")]
+    assert hint["text"] in failures[0]
+
+
+def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    junit, baseline = tmp_path / "parity.xml", finished_chain.root / PARITY
+    report = json.loads(baseline.read_text())
+    assert finished_chain.run("verify", "--junit", str(junit), "--baseline", str(baseline), "--json") == 0
+    assert line_of(capsys)["baseline"] == {"worse": 0, "changes": []}
+    (suite,) = ElementTree.parse(junit).getroot()
+    assert len(suite.findall("testcase")) == len(report["hops"])
+    properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
+    assert properties["images_sha256"] == report["images_sha256"]
+    assert properties["sha256 of export/model.onnx"] == report["subjects"]["export/model.onnx"]
+    assert "version of onnxruntime" in properties
+
+    (hop,) = [h for h in report["hops"] if h["kind"] == "from_keras" and h["candidate"] == ONNX["int8"]]
+    hop["image_noise"]["mean_db"] += 40
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(report))
+    assert finished_chain.run("verify", "--baseline", str(earlier), "--json") == 1
+    line = line_of(capsys)
+    assert line["verdict"] == "pass"
+    assert [(c["what"], c["run"], c["measure"]) for c in line["baseline"]["changes"]] == [
+        ("worse", ONNX["int8"], "SQNR")
+    ]
+    report["images_sha256"] = "0" * 64
+    earlier.write_text(json.dumps(report))
+    assert finished_chain.run("verify", "--baseline", str(earlier)) == 2
+    assert "baseline on the same test images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--images", "photos"], "Expected --images with --onnx"),
+        (["--precision", "int8"], "Expected --precision with --onnx"),
+        (["--onnx", "none.onnx"], "Expected an ONNX file after --onnx. Received: none.onnx"),
+        (["--onnx", "x.onnx", "--force"], "Expected --force without --onnx"),
+        (["--onnx", "x.onnx", "--layers"], "Expected --layers without --onnx"),
+        (["--onnx", "x.onnx", "--baseline", "x.json"], "Expected --baseline without --onnx"),
+        (["--junit", "p.txt"], "ends in .xml after --junit, such as p.xml"),
+        (["--junit", "p.xml", "--explain"], "Expected --explain without --junit"),
+        (["--baseline", "none.json"], "Expected a parity.json after --baseline"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: list[str], said: str, made_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
+    assert made_chain.run("verify", *options) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""`verify --layers`: the record, the table, and what is said where nothing can be compared."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from export.errors import ProjectError
+from export.onnx_passes.file import load_model, save_model
+from pipeline.artifacts.equalization import read_factors, write_factors
+from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.layer_report import read_layers
+from pipeline.artifacts.manifest import read_manifest
+from pipeline.artifacts.paths import EQUALIZATION, KERAS, LAYERS, ONNX
+from pipeline.cli.commands import main
+from pipeline.recipe.load import load_recipe
+from pipeline.stages.layers import STAGE
+from pipeline.verification.layers.compare_files import layer_table
+from pipeline.workflow.context import Context
+from tests.conftest import Chain
+from tests.export.tiny_graphs import floats, graph
+from tests.pipeline.workflow.test_stage_inputs import only_declared
+from tests.stage_parts import run_stage
+
+FEW = ("--set", "verify.layer_images=6")
+
+
+def context_of(chain: Chain) -> Context:
+    return Context(load_recipe(chain.recipe, FEW[1:]), chain.recipe, chain.artifacts, FEW[1:])
+
+
+def test_layers_are_compared_after_the_verdict_and_only_once(chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(chain.arguments("verify", "--layers", *FEW, "--json")) == 0
+    first = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert first["stages"]["layers"] == {"images": 6, "first_below": {}, "status": "done"}
+    assert main(chain.arguments("verify", "--layers", *FEW, "--json")) == 0
+    again = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {name: stage["status"] for name, stage in again["stages"].items()} == dict.fromkeys(
+        ("verify", "layers"), "up to date"
+    )
+    assert main(chain.arguments("verify", "--layers", "--set", "verify.layer_images=7", "--explain")) == 0
+    out = capfd.readouterr().out
+    assert "verify    up to date" in out
+    assert "layers    would run" in out
+    assert "layer_images" in out
+
+    report = read_layers(chain.root / LAYERS)
+    assert report.images == 6
+    assert report.subjects == {name: sha256_file(chain.root / name) for name in (KERAS, *ONNX.values())}
+    assert [run.run for run in report.runs] == [*ONNX.values()]
+    for run in report.runs:
+        assert [row.layer for row in run.rows] == [*report.kinds]
+        assert run.first_below == ""
+        assert all(row.finite and row.cosine > 0.9 for row in run.rows)
+    fp32, _, int8 = report.runs
+    assert min(row.own_sqnr_db or 200 for row in fp32.rows) > 100
+    assert any(row.saturated is not None and row.range_used > 0.1 for row in int8.rows)
+    folded = {name: why for name, why in report.without_tensor.items() if name.startswith(("input", "stem"))}
+    assert folded == dict.fromkeys(("input", "stem_conv"), "folded into stem_bn")  # caffe's channel order is in weights
+    table = layer_table(report)
+    assert f"{ONNX['int8']}: no layer below 15 dB of its own" in table
+
+
+def test_of_what_it_declares_a_file_that_cannot_be_compared_is_named_and_the_others_go_on(
+    chain: Chain, tmp_path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = graph([("Cast", ["x"], "f", {"to": 1}), ("Mul", ["f", "two"], "y", {})], {"two": floats(1, 3, 5, 5)},
+                  x=("batch", 3, 5, 5), dtype=2)  # fmt: skip
+    save_model(other, chain.root / ONNX["fp16"])
+    int8 = load_model(chain.root / ONNX["int8"])
+    scale = next(t for t in int8.graph.initializer if t.name == "stage1_block1_1_relu/Relu_0/scale")
+    scale.raw_data = b"\x00\x14"  # 2^-10 in FP16: far too small
+    save_model(int8, chain.root / ONNX["int8"])
+    context = context_of(chain)
+    (chain.root / STAGE.name).mkdir()
+    only_declared(chain, STAGE)
+    result = run_stage(STAGE, context, tmp_path)
+    fp16 = next(run for run in read_layers(tmp_path / "layers.json").runs if run.precision == "fp16")
+    assert fp16.rows == ()
+    assert "Expected" in fp16.note
+    assert f"the layers of {ONNX['fp16']} are not compared: Expected" in caplog.text
+    assert result.first_below == {ONNX["int8"]: "stage1_block1_2_bn"}  # the layer that reads the tensor
+
+
+def test_keras_is_needed(chain: Chain, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ProjectError, match=r"Expected Keras, whose layers are compared\. Received: it is not"):
+        run_stage(STAGE, context_of(chain), tmp_path)
+
+
+def test_factors_are_read_as_they_were_written_and_others_refused(made_chain: Chain, tmp_path) -> None:
+    factors = read_factors(made_chain.root / EQUALIZATION)
+    assert "stem_relu/Relu:0" in factors
+    write_factors(tmp_path / "again.npz", factors)
+    again = read_factors(tmp_path / "again.npz")
+    assert [*again] == [*factors]
+    assert all((again[name] == factors[name]).all() for name in factors)
+    assert EQUALIZATION.partition("/")[2] in read_manifest(made_chain.root / "quantize").outputs
+    write_factors(tmp_path / "wrong.npz", {"a": -factors["stem_relu/Relu:0"]})
+    with pytest.raises(ProjectError, match="factors of 'a' that are no row of positive numbers"):
+        read_factors(tmp_path / "wrong.npz")
