@@ -72,9 +72,12 @@ def compare_files(artifacts: Artifacts, settings: Recipe, out: Path) -> LayerRep
         run, mapping = compare_file(keras_layers, subject, pixels, mappings.get(ONNX["fp32"]))
         if mapping is not None:
             mappings[name] = mapping
-        if has_half(subject.model):
-            half.append(compute_in_half(subject, pixels, reference["logits"]))
-            run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
+        if name in ONNX.values() and has_half(subject.model):
+            try:
+                half.append(compute_in_half(subject, pixels, reference["logits"]))
+                run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
+            except ProjectError as error:
+                log.warning("%s", error)
         runs.append(run)
     runs += compare_engines(artifacts, keras_layers, mappings, pixels, settings.runtime, out)
     failing = Failing(artifacts, keras_layers, mappings, reference["pixels"], settings, out)
@@ -125,7 +128,7 @@ def layer_table(report: LayerReport) -> str:
     parts = []
     for run in report.runs:
         if not run.rows:
-            parts.append(f"{run.run}: not compared: {run.note}")
+            parts.append(f"{run.run}: {run.note if run.note.startswith('not run') else f'not compared: {run.note}'}")
             continue
         worst = sorted(run.rows, key=_own_db)[:_WORST]
         cells = [("layer", "own dB", "total dB", "cosine", "cut off", "range used"), *map(_cells, worst)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.errors import ProjectError
 from export.metrics.distances import compare, sqnr_db
 from export.tensorrt.sidecar import INPUT, OUTPUTS
 from export.words import count
@@ -52,24 +53,40 @@ def compute_in_half(
         pixels: uint8 (N, height, width, 3); the first `IMAGES` are taken.
         keras: Keras' logits of the images, float32 (N, C).
         seconds: No further image is begun after this time. Defaults to `SECONDS`.
+
+    Raises:
+        ProjectError: The reference evaluator cannot compute the file.
     """
     from onnx.reference import ReferenceEvaluator
 
     started = time.monotonic()
-    evaluator = ReferenceEvaluator(subject.model)
-    rows: list[np.ndarray] = []
-    few = pixels[:IMAGES]
-    with progress_bar(total=len(few), desc=f"  {subject.run} in FP16", unit="img") as bar, np.errstate(all="ignore"):
-        for image in few:
-            (logits,) = evaluator.run([OUTPUTS[0]], {INPUT: image[None]})
-            rows.append(np.asarray(logits, np.float32))
-            bar.update()
-            if time.monotonic() - started > seconds:
-                break
-    given, images = np.concatenate(rows), len(rows)
+    size = subject.batch or 1
+    few = pixels[: max(IMAGES, size)]
+    few = few[: len(few) - len(few) % size]
     session = FedSession(subject.model, (), [OUTPUTS[0]])
-    # Image by image, as a file may have a fixed batch.
-    cpu = np.concatenate([session.run({INPUT: image[None]}, {})[OUTPUTS[0]] for image in few[:images]])
+    rows: list[np.ndarray] = []
+    cpu_rows: list[np.ndarray] = []
+    try:
+        evaluator = ReferenceEvaluator(subject.model)
+        with (
+            progress_bar(total=len(few), desc=f"  {subject.run} in FP16", unit="img") as bar,
+            np.errstate(all="ignore"),
+        ):
+            for first in range(0, len(few), size):
+                batch = few[first : first + size]
+                (logits,) = evaluator.run([OUTPUTS[0]], {INPUT: batch})
+                rows.append(np.asarray(logits, np.float32))
+                cpu_rows.append(session.run({INPUT: batch}, {})[OUTPUTS[0]])
+                bar.update(size)
+                if time.monotonic() - started > seconds:
+                    break
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:  # as the evaluator refuses an operator
+        raise ProjectError(
+            f"Expected {subject.run} to be computed by ONNX's reference evaluator. Received: {error}. The layers are "
+            "compared without it."
+        ) from error
+    given, cpu = np.concatenate(rows), np.concatenate(cpu_rows)
+    images = len(given)
     compared = compare(keras[:images], given)
     usable = compared.finite and bool(np.isfinite(cpu).all())
     return HalfArithmetic(

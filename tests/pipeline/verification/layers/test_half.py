@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from export.errors import ProjectError
 from export.ort_session import open_session
 from pipeline.verification.layers.half import compute_in_half, half_note, has_half
 from pipeline.verification.layers.subject import Subject
@@ -37,6 +38,20 @@ def test_four_images_against_keras_and_against_the_cpu():
 def test_no_image_is_begun_after_the_time():
     model = classifier("fp16")
     assert compute_in_half(Subject("fp16", "fp16", model), IMAGES, KERAS, seconds=0).images == 1
+
+
+def test_a_file_of_a_fixed_batch_gets_that_many():
+    half = compute_in_half(Subject("fp16", "fp16", classifier("fp16", batch=3)), IMAGES, KERAS)
+    assert half.images == 3
+
+
+def test_what_the_evaluator_does_not_know_is_said():
+    model = classifier()
+    (relu,) = (node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Gelu", "com.microsoft"
+    model.opset_import.add(domain="com.microsoft", version=1)
+    with pytest.raises(ProjectError, match=r"Expected fp16 to be computed by ONNX's reference evaluator. Received: "):
+        compute_in_half(Subject("fp16", "fp16", model), IMAGES, KERAS)
 
 
 def test_an_overflow_is_said_without_numbers_that_json_lacks():
