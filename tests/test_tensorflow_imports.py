@@ -19,6 +19,7 @@ IN_FUNCTIONS = {
     "pipeline/runners/keras",
     "pipeline/terminal/console",
     "pipeline/verification/decoding",
+    *(f"pipeline/verification/explain/{name}" for name in ("__init__", "case", "layers", "part")),
     "pipeline/verification/layers/keras_layers",
 }
 # Modules that load it when they are imported: no test of theirs is part of `make check`.
