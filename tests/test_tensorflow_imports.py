@@ -21,6 +21,7 @@ IN_FUNCTIONS = {
     "pipeline/terminal/console",
     "pipeline/verification/assertion",
     "pipeline/verification/decoding",
+    *(f"pipeline/verification/explain/{name}" for name in ("__init__", "case", "layers", "part")),
     "pipeline/verification/layers/keras_layers",
     "pipeline/verification/onnx_files",
 }

@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from export.onnx_passes.graph import consumers, infer_shapes
 from export.onnx_passes.layer_names import keras_layer
+from export.words import count
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.twin import AT_ONCE, float_tensors, in_fp32, run
 
@@ -53,7 +54,7 @@ def explain_range(
                 "overflow",
                 f"Values of layer {keras_layer(node.name)!r} are too large for FP16, whose largest number is 65,504; "
                 "they become infinite.",
-                f"The largest value behind {node.op_type} {node.name!r} is {largest:,.0f} on {len(few)} images.{right}",
+                f"The largest value behind {node.op_type} {node.name!r} is {largest:,.0f} on {count(len(few), 'image')}.{right}",
                 _KEEP,
                 keras_layer(node.name),
                 settles=twin_fit >= NEAR[precision] and without < NEAR[precision],
@@ -112,7 +113,7 @@ def _weights_beyond(model: ModelProto) -> Explanation | None:
             "overflow" if half else "weights",
             f"Weights of layer {layer!r} are not finite in the file"
             + (": they are too large for FP16, whose largest number is 65,504." if half else "."),
-            f"{broken:,} of {values.size:,} values of {tensor.name!r} are NaN or infinite.",
+            f"{broken:,} of {count(values.size, 'value')} of {tensor.name!r} are NaN or infinite.",
             _KEEP if half else "Export the model again; if Keras' own weights are finite, the file is damaged.",
             layer,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +17,9 @@ from pipeline.verification.explain.affine import explain_factors
 from pipeline.verification.explain.attributes import explain_attributes, only_at_border
 from pipeline.verification.explain.fit import Explanation, difference_in_words, evidence_of, explains, fit_db
 from pipeline.verification.explain.inputs import BY_CARD, hypotheses
-from pipeline.verification.explain.part import Part, make_part
+from pipeline.verification.explain.part import AGREES, Part, make_part
 from pipeline.verification.explain.quantized import FAR
-from pipeline.verification.explain.twin import quantized_tensors
+from pipeline.verification.explain.twin import quantized_tensors, without_rounding
 from pipeline.verification.explain.twin import run as run_model
 from pipeline.verification.explain.weights import explain_weights
 from pipeline.verification.explain.wiring import explain_wiring
@@ -65,6 +66,10 @@ def explain_layers(
     mapping = map_layers(layers, subject, pixels, earlier)
     compared = compare_layers(layers, mapping, subject, pixels)
     wrong = [row for row in compared.rows if _is_wrong(row, compared)]
+    if precision == "int8" and not wrong:  # rounding hides what is wrong: without it, only that of the weights is left
+        subject = Subject(run, precision, without_rounding(model), factors)
+        compared = replace(compare_layers(layers, mapping, subject, pixels), threshold_db=AGREES[precision])
+        wrong = [row for row in compared.rows if _is_wrong(row, compared)]
     outputs = layers.outputs(pixels) if wrong else {}
     found: list[Explanation] = []
     for row in wrong[:EXPLAINED]:

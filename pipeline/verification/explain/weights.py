@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.words import listed
+from export.words import count, listed
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part, outputs_in_words, weights_of, with_tensor
 
@@ -61,15 +61,15 @@ def _wrong_weights(
     zeros = int((flat[::-1] != 0).argmax()) if flat.any() else size
     rows = np.flatnonzero(wrong.reshape(len(wrong), -1).any(axis=1))
     if zeros >= LEAST and number - (flat[places] == 0).sum() == 0 and places[-1] >= size - zeros:
-        what = f"is cut off: its last {zeros:,} of {size:,} values are zero"
+        what = f"is cut off: its last {zeros:,} of {count(size, 'value')} are zero"
     elif (flat[places] == 0).all():
-        what = f"has {number:,} of {size:,} values set to zero"
+        what = f"has {number:,} of {count(size, 'value')} set to zero"
     elif np.allclose(np.sort(flat), np.sort(expected.ravel()), rtol=1e-3, atol=1e-6):
         what = "holds Keras' values in another order"
     elif len(rows) < len(wrong) and received.ndim > 1:
         what = f"is wrong in {outputs_in_words(len(rows), len(wrong))} ({listed(rows, most=3)})"
     else:
-        what = f"differs from Keras' in {number:,} of {size:,} values"
+        what = f"differs from Keras' in {number:,} of {count(size, 'value')}"
     return Explanation(
         "weights",
         f"A weight of layer {part.weighted_layer!r} {what}.",
@@ -97,7 +97,7 @@ def _rounded(part: Part) -> Explanation | None:
             return Explanation(
                 "weights",
                 f"The weights of layer {part.weighted_layer!r} were rounded to {kind} although the file is FP32.",
-                f"All {values.size:,} values of {name!r} are numbers of {kind}.",
+                f"All {count(values.size, 'value')} of {name!r} are numbers of {kind}.",
                 _EXPORT,
                 part.weighted_layer,
             )
