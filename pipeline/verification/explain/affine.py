@@ -112,11 +112,12 @@ def _epsilon(part: Part, factors: np.ndarray, known: np.ndarray) -> Explanation 
     if len(norms) != 1:
         return None
     variance = np.asarray(norms[0].moving_variance, np.float64)
+    known = known & (np.abs(np.nan_to_num(factors)) > _GONE)
     if variance.shape != factors.shape or known.sum() < 2:
         return None
     epsilon = float(norms[0].epsilon)
     # factor² = (variance + epsilon) / (variance + other); the smallest variances tell most.
-    others = (variance + epsilon) / factors**2 - variance
+    others = (variance + epsilon) / np.where(known, factors, 1.0) ** 2 - variance
     order = np.argsort(np.where(known, variance, np.inf))[: max(2, int(known.sum()) // 4)]
     other = float(np.median(others[order]))
     if not LIKELY_EPSILON[0] <= other <= LIKELY_EPSILON[1] or abs(other / epsilon - 1) < 1e-2:

@@ -54,7 +54,8 @@ def explain_range(
                 "overflow",
                 f"Values of layer {keras_layer(node.name)!r} are too large for FP16, whose largest number is 65,504; "
                 "they become infinite.",
-                f"The largest value behind {node.op_type} {node.name!r} is {largest:,.0f} on {count(len(few), 'image')}.{right}",
+                f"The largest value behind {node.op_type} {node.name!r} is {largest:,.0f} on "
+                f"{count(len(few), 'image')}.{right}",
                 _KEEP,
                 keras_layer(node.name),
                 settles=twin_fit >= NEAR[precision] and without < NEAR[precision],
