@@ -88,6 +88,8 @@ def refuse_external_data(path: str | os.PathLike[str]) -> None:
     try:
         with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
             external = _has_external(data, 0, len(data), "ModelProto", 0)
+    except FileNotFoundError as error:
+        raise ProjectError(f"Expected an ONNX file. Received: {file}, which is not there. Correct the path.") from error
     except (OSError, ValueError, IndexError) as error:
         raise ProjectError(
             f"Expected an ONNX file. Received: {file}, which does not parse: {error}. Write it again, or copy it again."

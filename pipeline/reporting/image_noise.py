@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.artifacts.image_results import ImageResults
 from pipeline.artifacts.layer_report import LayerReport
-from pipeline.artifacts.parity_report import FROM_KERAS, Hop, ImageNoise, ParityReport
+from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, Hop, ImageNoise, ParityReport
 from pipeline.artifacts.paths import Artifacts
 from pipeline.models.model_card import ModelCard
 from pipeline.reporting.flips import Answer, answer, serving_run
@@ -59,7 +59,8 @@ def image_noise_sections(
     groups = []
     for hop, noise in drawn:
         if results is not None and (worst := _worst(hop, noise, results, card, pictures)):
-            groups.append((hop.run_name, hop.run_name == serves, clipping(explanations.layers, hop.run_name), worst))
+            clips = clipping(explanations.layers, hop.run_name)
+            groups.append((hop.run_name, hop.run_name == serves, hop.verdict == FAIL, clips, worst))
     runs = Table(HEAD, [_row(hop, noise) for hop, noise in measured], titled=False)
     return [section(TITLE, "image_noise.html.j2", (SQNR, SATURATED), runs=runs, groups=groups)]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from export.words import count
+from export.words import count, sentence
 from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun
 from pipeline.artifacts.parity_report import FAIL, PASS
 from pipeline.artifacts.paths import LAYERS
@@ -78,10 +78,21 @@ def layers_section(explanations: Explanations, invocation: Invocation) -> Sectio
         "layers.html.j2",
         (OWN_ERROR, SQNR, COSINE, SATURATED, RANGE_USED),
         report=report,
-        runs=[_shown(run, report) for run in report.runs],
+        runs=[_shown(run, report) for run in report.runs if run.rows],
+        failed=any(run.first_below for run in report.runs),
+        apart=_apart(report.runs),
         legend=LEGEND,
         without=Table(("layer", "why it has no tensor"), list(report.without_tensor.items())),
     )
+
+
+def _apart(runs: Sequence[LayerRun]) -> dict[str, list[str]]:
+    """Return the runs whose layers were not compared, by the reason: those have a line each, no strips."""
+    apart: dict[str, list[str]] = {}
+    for run in runs:
+        if not run.rows:
+            apart.setdefault(sentence(run.note or "no reason is known"), []).append(run.run)
+    return apart
 
 
 def _shown(run: LayerRun, report: LayerReport) -> ShownRun:

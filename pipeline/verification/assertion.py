@@ -27,6 +27,7 @@ from pipeline.runners.foreign import (
     log_softmax,
     precision_in,
 )
+from pipeline.verification.explain.outputs import explain_outputs
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
 if TYPE_CHECKING:
@@ -286,8 +287,11 @@ def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarr
         changed = [f"{name}: {new} instead of {old}" for name, old, new in rows if old != new]
         answers = f" {len(changed):,} of {count(len(names), 'answer')} changed"
         answers += f": {listed(changed, separator='; ')}." if changed else "."
+    causes = [f"{one.text} {one.remedy}" for one in explain_outputs(before, after, None, hop.precision, ())]
+    advice = causes or [
+        "See that both get the same preprocessing, then compare the files before and after each step of the conversion."
+    ]
     return (
         f"Expected {hop.candidate} ({hop.precision}) to answer like {hop.reference}. Received: {hop.why}. Measured: "
-        f"{describe_distances(hop) or 'nothing'}.{answers} See that both get the same preprocessing, then compare the "
-        "files before and after each step of the conversion."
+        f"{describe_distances(hop) or 'nothing'}.{answers} {' '.join(advice)}"
     )

@@ -33,6 +33,11 @@ from pipeline.verification.parity import Answer, Candidate, Reference, judge
 if TYPE_CHECKING:
     import keras
 
+UNKNOWN_REMEDY = (
+    "Export the model by this recipe (python -m pipeline export), which is checked against Keras, and look at where "
+    "the graphs differ; layers are compared in the recipe's own files alone."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Compared:
@@ -131,7 +136,13 @@ def _compare(
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
     case = Case([candidate], answers, reference, card, {candidate.name: file}, load)
-    return Compared(candidate, answer, reference, report, explain(culprits(report.hops), case))
+    hints = explain(culprits(report.hops), case)
+    return Compared(candidate, answer, reference, report, tuple(map(_without_layers, hints)))
+
+
+def _without_layers(hint: Hint) -> Hint:
+    """Advise no comparison of layers, which is one of the recipe's own files."""
+    return replace(hint, remedy=UNKNOWN_REMEDY) if hint.cause == "unknown" else hint
 
 
 def _load_with_logarithms(load: Callable[[], keras.Model]) -> keras.Model:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.words import aligned, count
+from export.words import aligned, count, sentence
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.image_results import NEAR_TIE, ImageResults
 from pipeline.artifacts.parity_report import (
     CONSISTENCY,
-    FAIL,
     FROM_KERAS,
-    INCONCLUSIVE,
     NOT_RUN,
     PASS,
     STEP,
@@ -22,32 +20,34 @@ from pipeline.artifacts.parity_report import (
 )
 from pipeline.artifacts.results import VerifiedHop
 
-HEADER = ("reference -> candidate", "max rel", "SQNR dB", "KL", "answers changed", "accuracy", "verdict")
+# What a terminal of 80 columns cuts off or wraps is last, and reasons are notes below.
+HEADER = ("verdict", "reference -> candidate", "SQNR dB", "answers changed", "accuracy", "max rel", "KL")
 
 
 def parity_table(parity: ParityReport, results: ImageResults | None = None, hints: Sequence[Hint] = ()) -> str:
-    """Format the hops as a text table for a terminal; hops that did not run are a line per reason below it.
+    """Format the hops as a text table for a terminal, with each reason once below it, also of what did not run.
 
     Args:
         parity: The verdict.
         results: Of the same run, which tell near ties. Defaults to None: unknown.
         hints: Why comparisons failed, a line each at the end. Defaults to none.
     """
-    failures: set[tuple[str, str]] = set()
+    notes: list[str] = []
     rows = [
         (
+            _verdict_text(hop, notes),
             name_hop(hop),
-            "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
             _sqnr_text(hop),
-            "" if hop.kl is None else f"{hop.kl:.1e}",
             _changed_text(hop, results),
             "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
-            _verdict_text(hop, failures),
+            "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
+            "" if hop.kl is None else f"{hop.kl:.1e}",
         )
         for hop in parity.hops
         if hop.verdict != NOT_RUN
     ]
     lines = aligned([HEADER, *rows])
+    lines += [f"  [{number}] {note}" for number, note in enumerate(notes, 1)]
     lines += [
         f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
         for why, names in files_not_run(parity.hops).items()
@@ -67,7 +67,7 @@ def name_hop(hop: Hop) -> str:
 def describe_hint(hint: Hint) -> str:
     """Return a hint as one line: where, what, the numbers, what to do."""
     where = f"{hint.reference} -> {hint.run}" + (f", layer {hint.layer}" if hint.layer else "")
-    return " ".join(filter(None, [f"{where}:", hint.text, hint.evidence, hint.remedy]))
+    return " ".join(filter(None, [f"{where}:", *map(sentence, (hint.text, hint.evidence, hint.remedy))]))
 
 
 def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
@@ -105,14 +105,12 @@ def _sqnr_text(hop: Hop) -> str:
     return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
 
 
-def _verdict_text(hop: Hop, failures: set[tuple[str, str]]) -> str:
-    """Format the verdict and its reason; a candidate's error is written once, although all its hops fail by it."""
-    if hop.verdict == FAIL and not hop.compared:
-        if (failure := (hop.run_name, hop.why)) in failures:
-            return f"{hop.verdict} (as above)"
-        failures.add(failure)
-    if hop.verdict == INCONCLUSIVE:
-        return hop.why  # which begins with the word
+def _verdict_text(hop: Hop, notes: list[str]) -> str:
+    """Format the verdict with the number of its reason among the notes, to which a new one is added."""
     # What a consistent run shows is a list of all that was tried.
-    more = {PASS: "" if hop.kind == CONSISTENCY else hop.certainty, FAIL: hop.why}.get(hop.verdict)
-    return f"{hop.verdict} ({more})" if more else hop.verdict
+    why = hop.why if hop.verdict != PASS else "" if hop.kind == CONSISTENCY else hop.certainty
+    if not why:
+        return hop.verdict
+    if why not in notes:
+        notes.append(why)
+    return f"{hop.verdict} [{notes.index(why) + 1}]"

@@ -66,7 +66,8 @@ def difference_in_words(db: float) -> str:
         return "nothing"
     if not np.isfinite(db):
         return "values that are not finite"
-    return f"{100 * 10 ** (-db / 20):.2g} % of their size"
+    share = 100 * 10 ** (-db / 20)
+    return f"{share:,.0f} % of their size" if share >= 10 else f"{share:.2g} % of their size"
 
 
 def evidence_of(what: str, fit: float, without: float) -> str:

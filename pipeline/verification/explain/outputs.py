@@ -53,26 +53,32 @@ def explain_outputs(
 
 def _activation(expected: np.ndarray, received: np.ndarray, precision: str, without: float) -> Explanation | None:
     """Find an activation that was applied to the logits."""
-    shifted = np.asarray(expected, np.float64) - expected.max(axis=1, keepdims=True)
-    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    once, twice = softmax(expected), softmax(softmax(expected))
     hypotheses = (
-        ("a softmax", "are probabilities already", softmax(expected)),
-        ("two softmaxes", "are probabilities of probabilities", softmax(softmax(expected))),
-        ("a log-softmax", "are logarithms of probabilities", log_softmax),
+        ("a softmax", "are probabilities already", once),
+        ("two softmaxes", "are probabilities of probabilities", twice),
+        ("a log-softmax", "are logarithms of probabilities", _log_softmax(expected)),
+        ("a second softmax", "are logarithms of probabilities of probabilities", _log_softmax(once)),
+        ("a third softmax", "are logarithms of probabilities that went through three softmaxes", _log_softmax(twice)),
         ("a sigmoid", "went through a sigmoid", 0.5 * (1 + np.tanh(np.asarray(expected, np.float64) / 2))),
         ("a ReLU", "have no negative values: they went through a ReLU", np.maximum(expected, 0)),
     )
-    for name, what, values in hypotheses:
-        if explains(precision, fit := fit_db(values, received), without):
-            again = " A softmax over probabilities is nearly equal for all classes." if "softmax" in name else ""
-            return Explanation(
-                "softmax twice",
-                f"The file's logits {what}, so an activation is applied once too often.{again}",
-                evidence_of(f"{name} applied to them", fit, without),
-                "Export the model without its last activation; for a model of your own, say what it returns with "
-                "model.output (logits or softmax) in the recipe.",
-            )
-    return None
+    fit, name, what = max((fit_db(values, received), name, what) for name, what, values in hypotheses)
+    if not explains(precision, fit, without):
+        return None
+    again = " A softmax over probabilities is nearly equal for all classes." if "softmax" in name else ""
+    return Explanation(
+        "softmax twice",
+        f"The file's logits {what}, so an activation is applied once too often.{again}",
+        evidence_of(f"{name} applied to them", fit, without),
+        "Export the model without its last activation; for a model of your own, say what it returns with "
+        "model.output (logits or softmax) in the recipe.",
+    )
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.asarray(logits, np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _repeated(expected: np.ndarray, received: np.ndarray, precision: str, without: float) -> Explanation | None:

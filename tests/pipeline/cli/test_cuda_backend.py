@@ -122,9 +122,12 @@ def test_what_fails_on_cuda_alone_fails_there_alone(
     verdicts = {(one.candidate, one.backend): one.verdict for one in parity.hops if one.kind == "from_keras"}
     assert verdicts == {(name, on): "fail" if on == CUDA else "pass" for name in ONNX.values() for on in BOTH}
     assert f"{FP16} on CUDA failed: " in caplog.text
-    first, second = (line for line in parity_table(parity).splitlines() if f"{FP16} on CUDA" in line)
-    assert "CUDA failure 700" in first
-    assert second.endswith("fail (as above)")
+    table = parity_table(parity)
+    first, second = (line for line in table.splitlines() if f"> {FP16} on CUDA" in line)
+    assert first.split()[:2] == second.split()[:2]
+    number = first.split()[1]
+    (why,) = (line for line in table.splitlines() if line.startswith(f"  {number} "))
+    assert "CUDA failure 700" in why
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 from PIL import Image
 
@@ -63,6 +64,20 @@ def test_a_fault_in_their_file_fails_with_a_cause(
     assert hint["run"] == str(wrong)
     failures = [one.text or "" for one in ElementTree.parse(junit).iter("failure")]
     assert hint["text"] in failures[0]
+
+
+def test_a_second_softmax_in_their_file_is_named(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = theirs(finished_chain.root / ONNX["fp32"], tmp_path / "twice.onnx", "probabilities")
+    model = onnx.load(str(twice))
+    (output,) = model.graph.output
+    model.graph.node.append(onnx.helper.make_node("Softmax", [output.name], ["twice"]))
+    output.name = "twice"
+    onnx.save(model, str(twice))
+    assert finished_chain.run("verify", "--onnx", str(twice), "--json") == 1
+    (hint,) = line_of(capsys)["hints"]
+    assert hint["cause"] == "softmax twice"
 
 
 def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(

@@ -220,6 +220,8 @@ def test_the_worst_images_are_shown_with_both_answers(changed: Artifacts) -> Non
         np.testing.assert_array_equal(pixels(figure), changed.image(number))
     clips = "conv_2 clips most: 1.24% of its values are at the end of the range (tensor conv_2/out)."
     assert [node.text for node in page.section(NOISE).all("p", "note")] == [clips]
+    folds = [(node.all("summary")[0].text, "open" in node.attrs) for node in page.section(NOISE).all("details")]
+    assert folds == [(f"Worst images of {ONNX[2]}, which serves", True), (f"Worst images of {ONNX[1]}", False)]
 
 
 def test_without_results_the_noise_is_numbers_alone(changed: Artifacts) -> None:

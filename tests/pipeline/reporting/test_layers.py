@@ -78,7 +78,7 @@ def test_the_worst_layers_stand_in_a_table_and_all_in_another(compared: Artifact
     assert summaries[1] == "Show all 6 layers, compared in 1.5 s"
     assert summaries[3] == "Show the 1 layer, compared in 1.5 s"
     opened = [("open" in node.attrs, node.kinds) for node in page.section(TITLE).all("details")]
-    assert opened == [(True, set()), (False, {"long"}), (False, {"long"}), (False, {"long"})]
+    assert opened == [(True, set()), (False, {"long"}), (False, {"long"}), (False, {"long"}), (True, set())]
 
 
 def test_the_error_is_drawn_along_the_depth(compared: Artifacts) -> None:
@@ -95,6 +95,19 @@ def test_the_error_is_drawn_along_the_depth(compared: Artifacts) -> None:
     assert [bar.end for bar in bars][:1] == [100]
     assert bars[3].start is None
     assert bars[1].end == bars[1].mark == pytest.approx(12.34 / 75 * 100, abs=0.01)
+
+
+def test_what_was_not_compared_is_a_line_for_each_reason(compared: Artifacts) -> None:
+    plans = ("build/rtx/fp16.plan", "build/rtx/int8.plan")
+    compared.layers = (
+        layer_run(ONNX[0], "fp32", 100.0, layer("conv_1", 130.0, 128.0)),
+        *(layer_run(plan, "fp16", 45.0, note="not run: no GPU") for plan in plans),
+    )
+    section = compared.write().page().section(TITLE)
+    assert [node.text for node in section.all("p", "apart")] == [f"not compared {', '.join(plans)}: Not run: no GPU."]
+    assert len(section.all("div", "strip")) == 2
+    assert section.text.count("No layer's own error is too large") == 1, "of a file without layers that says nothing"
+    assert "open" not in section.all("details")[-1].attrs, "how the error grows is folded where no layer is at fault"
 
 
 def test_of_many_layers_some_are_drawn_from_first_to_last(compared: Artifacts) -> None:

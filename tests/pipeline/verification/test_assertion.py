@@ -65,6 +65,22 @@ def test_a_failure_names_files_threshold_numbers_and_changed_images(own: Path, t
     assert isinstance(failure.value, AssertionError)
 
 
+def test_a_failure_says_what_was_done_to_the_answers_where_that_explains_it() -> None:
+    drawn = np.random.default_rng(0).normal(0, 3, (60, 10)).astype(np.float32)
+    twice = softmax(softmax(drawn))
+    with pytest.raises(ParityError, match=r"activation is applied once too often.*without its last activation"):
+        assert_parity(lambda images: drawn, lambda images: twice, PIXELS)
+    with pytest.raises(ParityError, match="The classes are in another order, reversed"):
+        assert_parity(lambda images: drawn, lambda images: drawn[:, ::-1], PIXELS)
+    with pytest.raises(ParityError, match="See that both get the same preprocessing"):
+        assert_parity(lambda images: drawn, lambda images: drawn[:, ::-1] ** 3, PIXELS)
+
+
+def test_a_file_that_is_not_there_is_not_called_damaged(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProjectError, match=r"Expected an ONNX file. Received: .*none.onnx, which is not there\."):
+        assert_parity(own, tmp_path / "none.onnx", PIXELS)
+
+
 def test_one_gives_logits_and_the_other_probabilities(own: Path, tmp_path: Path) -> None:
     path = foreign(tmp_path / "x.onnx", floats=False, outputs=("probabilities",))
     assert assert_parity(own, path, PIXELS).verdict == "pass"

@@ -29,17 +29,31 @@ def results(margin: float = 0.01) -> ImageResults:
 
 
 def test_each_line_has_both_ends_and_the_answers_that_changed() -> None:
-    head, first, second, step, itself, *_ = parity_table(PARITY, results()).splitlines()
-    assert head.split("  ")[1] == "reference -> candidate"
-    assert f"Keras -> {FP32} " in first
+    head, first, second, step, itself, *rest = parity_table(PARITY, results()).splitlines()
+    assert head.split()[:4] == ["verdict", "reference", "->", "candidate"]
+    assert first.startswith(f"  pass      Keras -> {FP32} ")
     assert "  0 of 100  " in first
-    assert f"Keras -> {INT8} " in second
-    assert "  1.2e-02  3 of 100, 2 near ties  " in second
-    assert second.endswith("fail (too few)")
-    assert f"{FP32} -> {INT8} " in step
-    assert f"{INT8}, itself " in itself
-    assert itself.endswith(" pass"), "what was tried is in the report"
-    assert "3 of 100  " in parity_table(PARITY), "near ties are unknown without the results"
+    assert second.startswith(f"  fail [1]  Keras -> {INT8} ")
+    assert "  3 of 100, 2 near ties  " in second
+    assert second.endswith("  1.2e-02")
+    assert step.startswith(f"  pass      {FP32} -> {INT8} ")
+    assert itself.startswith(f"  pass      {INT8}, itself "), "what was tried is in the report"
+    assert rest[0] == "  [1] too few"
+    assert " 3 of 100  " in parity_table(PARITY), "near ties are unknown without the results"
+
+
+def test_a_reason_is_written_once() -> None:
+    hops = tuple(make_hop(name, certainty="97 % agree") for name in (FP32, INT8))
+    first, second, *rest = parity_table(ParityReport("pass", {}, hops, {})).splitlines()[1:]
+    assert first.split()[:2] == second.split()[:2] == ["pass", "[1]"]
+    assert rest == ["  [1] 97 % agree", "  verdict: pass"]
+
+
+def test_what_counts_most_fits_into_80_columns() -> None:
+    files = ("quantize/model.fp16.onnx", "quantize/model.int8.onnx")
+    hop = make_hop(files[1], FAIL, kind=STEP, reference=files[0], why="a reason that is a long sentence " * 4)
+    _, row, *_ = parity_table(ParityReport(FAIL, {}, (hop,), {})).splitlines()
+    assert row[:80].split()[:6] == ["fail", "[1]", files[0], "->", files[1], "40.0"]
 
 
 def test_hints_are_lines_at_the_end() -> None:
@@ -48,6 +62,8 @@ def test_hints_are_lines_at_the_end() -> None:
         describe_hint(hint)
         == f"{FP32} -> {INT8}, layer conv1: The layer is twice as large. Factor 2.00. Export it again."
     )
+    told = describe_hint(Hint(INT8, FP32, "unknown", "None fits.", "SQNR 3 dB, at least 20 needed", "Look at it."))
+    assert told == f"{FP32} -> {INT8}: None fits. SQNR 3 dB, at least 20 needed. Look at it."
     lines = parity_table(PARITY, None, [hint]).splitlines()
     assert lines[-2:] == ["  verdict: fail", f"  {describe_hint(hint)}"]
 

@@ -30,6 +30,8 @@ def exchanged(values: np.ndarray) -> np.ndarray:
 CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     "softmax": (softmax, "softmax twice", "probabilities already"),
     "log-softmax": (lambda x: np.log(softmax(x)), "softmax twice", "logarithms"),
+    "log of two softmaxes": (lambda x: np.log(softmax(softmax(x))), "softmax twice", "probabilities of probabilities"),
+    "log of three": (lambda x: np.log(softmax(softmax(softmax(x)))), "softmax twice", "three softmaxes"),
     "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), "softmax twice", "sigmoid"),
     "factor": (lambda x: 2 * x, "logits scaled", "2 times"),
     "factor and offset": (lambda x: 0.5 * x + 3, "logits scaled", "+ 3"),
