@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 
 from export.files import ROOT
+from pipeline.artifacts.image_results import NEAR_TIE
 from pipeline.artifacts.paths import KERAS, ONNX, PARITY
 from pipeline.cli.verify_options import EXAMPLES
 from pipeline.verification import ParityError
 from pipeline.verification.baseline import LEAST_DB
 from pipeline.verification.consistency import COPIES, IMAGES, SIZES
 from pipeline.verification.consistency import LEAST_DB as CONSISTENT_DB
+from pipeline.verification.layers.compare import THRESHOLDS_DB
+from pipeline.verification.layers.half import IMAGES as HALF_IMAGES
+from pipeline.verification.parity import INT8_BACKENDS_DB
 from tests.conftest import Chain, make_colour_images
 from tests.own_export import theirs
 
@@ -45,15 +49,18 @@ def place(finished_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_runs(line: str, place: Path, finished_chain: Chain) -> None:
+    options = shlex.split(line.removeprefix(VERIFY))
+    if {"--layers", "--reduce"} & set(options):  # what they find has tests of its own, which take their time once
+        options.append("--explain")
     with chdir(place):
-        assert finished_chain.run("verify", *shlex.split(line.removeprefix(VERIFY))) == 0
+        assert finished_chain.run("verify", *options) == 0
 
 
 def test_the_commands_of_the_page_are_all_there() -> None:
-    assert len(COMMANDS) == PAGE.count("-m pipeline") == 4
-    for option in ("--onnx", "--images", "--junit", "--baseline", "--precision"):
+    assert len(COMMANDS) == PAGE.count("-m pipeline") == 6
+    for option in ("--onnx", "--images", "--junit", "--baseline", "--precision", "--layers", "--reduce"):
         assert f"`{option}`" in PAGE or f"[`{option}`]" in PAGE
-        assert option in EXAMPLES or option == "--precision"
+        assert option in EXAMPLES or option in ("--precision", "--reduce")
 
 
 def test_the_example_passes_and_fails_with_the_sentence_of_the_page(place: Path) -> None:
@@ -73,6 +80,20 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"in batches of {', '.join(map(str, SIZES[:-1]))} and {SIZES[-1]}" in SENTENCES
     assert f"in FP16 by {CONSISTENT_DB['fp16']:.0f} dB, in INT8 by {CONSISTENT_DB['int8']:.0f} dB" in SENTENCES
     assert f"lower by more than {LEAST_DB} dB" in SENTENCES
+    least = {precision: f"{db:.0f}" for precision, db in THRESHOLDS_DB.items()}
+    assert f"below {least['fp32']} dB in FP32, {least['fp16']} in FP16 or {least['int8']} in INT8 is named" in SENTENCES
+    assert f"is asked for {INT8_BACKENDS_DB:.0f} dB at most" in SENTENCES
+    assert f"less than {100 * NEAR_TIE:.0f} points apart" in SENTENCES
+    assert f"So {HALF_IMAGES} images go through true FP16 arithmetic" in SENTENCES
+
+
+def test_links_lead_to_sections() -> None:
+    titles = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", PAGE, re.M)
+    }
+    links = re.findall(r"\]\(#(.+?)\)", PAGE)
+    assert len(links) > 8
+    assert set(links) <= titles
 
 
 def test_every_argument_has_a_row() -> None:

@@ -42,7 +42,7 @@ def line(block: Block) -> str:
     return f"line-{block.line}"
 
 
-WHERE_ASKED = (".png", ".json", "-trt8", "sensitivity.csv")  # endings; and where layers had to be measured
+WHERE_ASKED = (".png", ".json", "-trt8", "sensitivity.csv", "layers/layers.json")  # endings; where layers are measured
 
 # --- commands ---
 

@@ -164,6 +164,11 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
         names = tuple(sample.name for sample in samples if sample.name not in skipped)
         logits, noise = _run_keras(inputs, settings, card, images)
         saved = {"pixels": images, "labels": labels, "logits": logits}
+    elif (known := len(saved["labels"])) < settings.verify.min_images:  # the minimum was raised since
+        raise DataError(
+            f"Expected at least {count(settings.verify.min_images, 'test image')} (verify.min_images). Received: "
+            f"{known:,} in {REFERENCE}. Add images to the test split, or lower the minimum."
+        )
     elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote the file
         _, noise = _run_keras(inputs, settings, card, saved["pixels"], saved["logits"])
     if not names and len(here := list_samples(inputs, settings.verify.max_images)) == len(saved["labels"]):

@@ -80,6 +80,15 @@ def test_a_second_softmax_in_their_file_is_named(
     assert hint["cause"] == "softmax twice"
 
 
+def test_a_minimum_that_was_raised_refuses_the_images_that_are_there(
+    finished_chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(finished_chain.root)
+    assert finished_chain.run("verify", "--set", "verify.min_images=900") == 2
+    assert "Expected at least 900 test images (verify.min_images). Received: " in capsys.readouterr().err
+    assert content(finished_chain.root) == before
+
+
 def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
     finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
