@@ -54,8 +54,28 @@ def test_agreement_is_held_against_the_images_that_changed(
     assert changes(new, INT8) == [("better", measure) for _, measure in found]
 
 
-def test_agreement_is_not_counted_where_not_every_changed_image_is_recorded() -> None:
-    assert changes(INT8, replace(INT8, changed=tuple(range(MOST_CHANGED)))) == []
+def test_where_not_every_changed_image_is_recorded_the_numbers_decide() -> None:
+    recorded = tuple(range(MOST_CHANGED))
+    many = replace(INT8, images=50_000, changed=recorded, top1_agreement=0.97)
+    assert changes(many, replace(many, top1_agreement=0.968)) == [], "1,600 against 1,500 may be chance"
+    assert changes(many, replace(many, top1_agreement=0.96)) == [("worse", "agreement")]
+    few = replace(many, changed=recorded[:100], top1_agreement=0.998)
+    assert changes(few, many) == [("worse", "agreement")]
+
+
+def test_accuracy_is_held_against_all_images_that_changed_also_beyond_those_recorded() -> None:
+    recorded = tuple(range(MOST_CHANGED))
+    old = replace(
+        INT8,
+        images=50_000,
+        changed=recorded,
+        top1_agreement=0.8,
+        accuracy_reference=0.8,
+        accuracy_candidate=0.76,
+        mcnemar=McNemar(2_000, 0, 0.0),
+    )
+    new = replace(old, accuracy_candidate=0.757, mcnemar=McNemar(2_150, 0, 0.0))
+    assert changes(old, new) == [], "150 net of up to 20,000"
 
 
 def test_accuracy_that_is_lost_beyond_noise_is_found() -> None:
