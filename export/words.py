@@ -14,6 +14,17 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def percent(share: float, digits: int = 2) -> str:
+    """Return a share in percent, such as "97.25%"; one below 1 is never rounded up to 100 %.
+
+    Args:
+        share: The share.
+        digits: Digits behind the point. Defaults to 2.
+    """
+    most = 1 - 10 ** -(digits + 2)
+    return f"{min(share, most) if share < 1 else share:.{digits}%}"
+
+
 def listed(names: Iterable[object], most: int = 5, separator: str = ", ") -> str:
     """Return the first names of a list and the number of the others: "a, b, c, d, e and 42 more".
 

@@ -12,6 +12,7 @@ from onnx import helper
 from export.metrics.distances import Comparison, compare
 from export.onnx_passes.graph import copy_model
 from export.ort_session import open_session
+from export.words import percent
 
 
 def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) -> np.ndarray:
@@ -99,4 +100,4 @@ class HeldOut:
 
 def describe_comparison(comparison: Comparison) -> str:
     """Return a comparison on held-out images in a few words, for the log."""
-    return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}"
+    return f"SQNR {comparison.sqnr_db:.1f} dB, agreement {percent(comparison.top1_agreement)}"

@@ -45,6 +45,7 @@ class Comparison:
         relative_l2: Euclidean norm of the difference over that of the reference; inf if the candidate is not finite.
         top5_agreement: Share of rows whose top class in the reference is among the candidate's best five; None with
             fewer than six classes.
+        labelled: Number of rows with a label, of which the accuracies are shares.
     """
 
     images: int
@@ -63,6 +64,7 @@ class Comparison:
     mean_abs: float = 0.0
     relative_l2: float = 0.0
     top5_agreement: float | None = None
+    labelled: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types; a number that is not finite becomes None."""
@@ -242,6 +244,7 @@ def compare(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray | N
         accuracy_drop=(losses - gains) / len(before),
         accuracy_drop_interval=drop_interval(losses, gains, len(before)),
         mcnemar=mcnemar(losses, gains),
+        labelled=len(before),
     )
 
 

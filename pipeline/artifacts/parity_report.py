@@ -3,7 +3,7 @@
 Standard library only, Python 3.10 syntax.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -12,6 +12,7 @@ from export.metrics.confidence import McNemar
 from export.metrics.distances import FloatNoise
 from export.records import read_record
 from export.tensorrt.sidecar import Precision
+from export.words import percent
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 
 PASS: Final = "pass"
@@ -242,13 +243,13 @@ def describe_relative_limit(hops: Sequence[Hop]) -> str:
 
 def describe_distances(hop: Hop) -> str:
     """Return the main distances of a hop, "relative error 1.2e-06, SQNR 120.1 dB"; "" where nothing was compared."""
-    values = (
-        ("relative error", hop.relative_error, ".1e"),
-        ("SQNR in dB", hop.sqnr_db, ".1f"),
-        ("top-1 agreement", hop.top1_agreement, ".2%"),
-        ("accuracy", hop.accuracy_candidate, ".2%"),
+    values: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
+        ("relative error", hop.relative_error, "{:.1e}".format),
+        ("SQNR in dB", hop.sqnr_db, "{:.1f}".format),
+        ("top-1 agreement", hop.top1_agreement, percent),
+        ("accuracy", hop.accuracy_candidate, percent),
     )
-    return ", ".join(f"{name} {value:{form}}" for name, value, form in values if value is not None)
+    return ", ".join(f"{name} {shown(value)}" for name, value, shown in values if value is not None)
 
 
 def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from export.words import count, listed, sentence
+from export.words import count, listed, percent, sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Control characters, characters that change the direction of the text after them, and lone surrogates.
@@ -159,10 +159,7 @@ def number(value: float | None, form: str) -> str:
 
 def share(value: float | None) -> str:
     """Format a fraction in percent, never rounded up to 100 %; "" for None."""
-    if value is None:
-        return ""
-    shown = f"{value:.2%}"
-    return "99.99%" if shown == "100.00%" and value < 1 else shown
+    return "" if value is None else percent(value)
 
 
 def size(count: int) -> str:

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from export.errors import DataError
 from export.metrics.confidence import CONFIDENCE, mcnemar
-from export.words import aligned, count
+from export.words import aligned, count, percent
 from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, MOST_CHANGED, NOT_RUN, Hop, ImageNoise, ParityReport
 from pipeline.artifacts.paths import KERAS
 
@@ -123,26 +123,34 @@ def _changes(old: Hop, new: Hop) -> Iterator[Change]:
 
 
 def _agreement(old: Hop, new: Hop) -> Iterator[Change]:
-    if MOST_CHANGED in (len(old.changed), len(new.changed)):  # which others changed is not recorded
-        return
-    lost, back = set(new.changed) - set(old.changed), set(old.changed) - set(new.changed)
-    test = mcnemar(len(lost), len(back))
+    lost, back = _changed_numbers(old, new)
+    test = mcnemar(lost, back)
     if test.p_value <= 1 - CONFIDENCE:
-        before, now = (f"{hop.top1_agreement:.2%}" for hop in (old, new))
-        why = f"{count(len(lost), 'answer')} changed and {len(back):,} came back (p = {test.p_value:.2g})"
-        yield Change(_word(len(back) - len(lost)), new.run_name, new.reference, "agreement", before, now, why)
+        before, now = (percent(hop.top1_agreement or 0.0) for hop in (old, new))
+        why = f"{count(lost, 'answer')} changed and {back:,} came back (p = {test.p_value:.2g})"
+        yield Change(_word(back - lost), new.run_name, new.reference, "agreement", before, now, why)
+
+
+def _changed_numbers(old: Hop, new: Hop) -> tuple[int, int]:
+    """Return how many images have another answer than the reference's only now, and only before.
+
+    Where not every such image is recorded, none counts as one of both: that may hide a change, and invents none.
+    """
+    if MOST_CHANGED in (len(old.changed), len(new.changed)):
+        before, now = (round((1 - (hop.top1_agreement or 0.0)) * hop.images) for hop in (old, new))
+        return now, before
+    return len(set(new.changed) - set(old.changed)), len(set(old.changed) - set(new.changed))
 
 
 def _accuracy(old: Hop, new: Hop) -> Iterator[Change]:
     if old.mcnemar is None or new.mcnemar is None or old.accuracy_candidate is None or new.accuracy_candidate is None:
         return
     gained = (new.mcnemar.gains - new.mcnemar.losses) - (old.mcnemar.gains - old.mcnemar.losses)
-    other = len(set(old.changed) | set(new.changed))
-    most = max(abs(gained), other)
+    most = max(abs(gained), sum(_changed_numbers(old, new)) + len(set(old.changed) & set(new.changed)))
     worse, better = (most - gained) // 2, (most + gained) // 2
     test = mcnemar(worse, better)
     if gained and test.p_value <= 1 - CONFIDENCE:
-        before, now = f"{old.accuracy_candidate:.2%}", f"{new.accuracy_candidate:.2%}"
+        before, now = percent(old.accuracy_candidate), percent(new.accuracy_candidate)
         why = f"{count(abs(gained), 'answer')} net, of at most {most:,} that changed (p = {test.p_value:.2g})"
         yield Change(_word(gained), new.run_name, new.reference, "accuracy", before, now, why)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from export.words import count, listed
+from export.words import count, listed, percent
 from pipeline.models.model_card import ModelCard
 
 BETTER_THAN_CHANCE = 1.5
@@ -31,8 +31,8 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
         sentences.append(f"{ITSELF} predicts {name!r} for all {count(len(labels), 'test image')}. {advice}")
     elif accuracy <= share < 1:
         sentences.append(
-            f"{ITSELF} classifies {accuracy:.1%} of the test images correctly; always predicting "
-            f"{card.classes[largest]!r} would reach {share:.1%}. {advice}"
+            f"{ITSELF} classifies {percent(accuracy, 1)} of the test images correctly; always predicting "
+            f"{card.classes[largest]!r} would reach {percent(share, 1)}. {advice}"
         )
     elif accuracy < BETTER_THAN_CHANCE / len(card.classes):
         sentences.append(

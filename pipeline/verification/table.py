@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from export.words import aligned, count, sentence
+from export.words import aligned, count, percent, sentence
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.image_results import NEAR_TIE, ImageResults
 from pipeline.artifacts.parity_report import (
@@ -39,7 +39,7 @@ def parity_table(parity: ParityReport, results: ImageResults | None = None, hint
             name_hop(hop),
             _sqnr_text(hop),
             _changed_text(hop, results),
-            "" if hop.accuracy_candidate is None else f"{hop.accuracy_candidate:.2%}",
+            "" if hop.accuracy_candidate is None else percent(hop.accuracy_candidate),
             "" if hop.relative_error is None else f"{hop.relative_error:.1e}",
             "" if hop.kl is None else f"{hop.kl:.1e}",
         )
@@ -71,10 +71,16 @@ def describe_hint(hint: Hint) -> str:
 
 
 def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
-    """Return how many of a hop's changed answers were near ties in Keras; None where it is unknown."""
-    if results is None or not hop.compared or len(results.margins) != hop.images:
+    """Return how many of a hop's changed answers were near ties in Keras; None where it is unknown.
+
+    No answer at all is no near tie.
+    """
+    if results is None or not hop.compared or hop.run_name not in results.runs:
         return None
-    return sum(float(results.margins[image]) < NEAR_TIE for image in hop.changed)
+    if len(results.margins) != hop.images or count_changed(hop) != len(hop.changed):
+        return None
+    answered = results.classes[results.runs.index(hop.run_name)] >= 0
+    return sum(bool(answered[image] and results.margins[image] < NEAR_TIE) for image in hop.changed)
 
 
 def shorten_hops(parity: ParityReport, results: ImageResults | None = None) -> tuple[VerifiedHop, ...]:

@@ -94,8 +94,8 @@ def _drop(comparison: Comparison, limit: float) -> Finding:
     if drop <= limit:
         most = math.ceil(1000 * max(interval[1], 0.0)) / 10
         return Finding(PASS, f"at most {most:.1f} points of accuracy lost with 95 % confidence")
-    measured = _measured("accuracy drop", drop, interval, comparison.images)
-    rates = changed.losses / comparison.images, changed.gains / comparison.images
+    measured = _measured("accuracy drop", drop, interval, comparison.labelled)
+    rates = changed.losses / comparison.labelled, changed.gains / comparison.labelled
     enough = images_to_decide_drop(*rates, limit)
     return _missed(f"{measured}, at most {limit:.4f} allowed", interval[0] > limit, enough)
 

@@ -101,3 +101,6 @@ def test_labels_that_are_unknown_count_in_no_accuracy() -> None:
 
 def test_a_margin_is_the_difference_of_the_best_two() -> None:
     assert margins(np.array([[0.1, 0.6, 0.3], [0.4, 0.4, 0.2]])) == pytest.approx([0.3, 0.0])
+    many = np.random.default_rng(3).dirichlet(np.ones(50), 40)
+    ordered = np.sort(many, axis=1)
+    assert margins(many) == pytest.approx(ordered[:, -1] - ordered[:, -2])

@@ -54,8 +54,28 @@ def test_agreement_is_held_against_the_images_that_changed(
     assert changes(new, INT8) == [("better", measure) for _, measure in found]
 
 
-def test_agreement_is_not_counted_where_not_every_changed_image_is_recorded() -> None:
-    assert changes(INT8, replace(INT8, changed=tuple(range(MOST_CHANGED)))) == []
+def test_where_not_every_changed_image_is_recorded_the_numbers_decide() -> None:
+    recorded = tuple(range(MOST_CHANGED))
+    many = replace(INT8, images=50_000, changed=recorded, top1_agreement=0.97)
+    assert changes(many, replace(many, top1_agreement=0.968)) == [], "1,600 against 1,500 may be chance"
+    assert changes(many, replace(many, top1_agreement=0.96)) == [("worse", "agreement")]
+    few = replace(many, changed=recorded[:100], top1_agreement=0.998)
+    assert changes(few, many) == [("worse", "agreement")]
+
+
+def test_accuracy_is_held_against_all_images_that_changed_also_beyond_those_recorded() -> None:
+    recorded = tuple(range(MOST_CHANGED))
+    old = replace(
+        INT8,
+        images=50_000,
+        changed=recorded,
+        top1_agreement=0.8,
+        accuracy_reference=0.8,
+        accuracy_candidate=0.76,
+        mcnemar=McNemar(2_000, 0, 0.0),
+    )
+    new = replace(old, accuracy_candidate=0.757, mcnemar=McNemar(2_150, 0, 0.0))
+    assert changes(old, new) == [], "150 net of up to 20,000"
 
 
 def test_accuracy_that_is_lost_beyond_noise_is_found() -> None:
@@ -140,3 +160,22 @@ def test_the_table_begins_with_what_is_worse() -> None:
     assert lines[1].split()[:2] == ["worse", "quantize/model.int8.onnx"]
     assert "30.0 dB  25.0 dB  -5.0 dB, 95 %: -5.6 to -4.4" in lines[1]
     assert lines[2].split()[:2] == ["better", "export/model.onnx"]
+
+
+def test_sqnr_of_few_images_is_held_against_the_quantile_of_t() -> None:
+    few = replace(INT8, images=5)  # 2.306 * 4 dB * sqrt(2 / 5) = 5.83 dB, with 8 degrees of freedom
+    assert changes(few, replace(few, image_noise=noise(24.25))) == []
+    assert changes(few, replace(few, image_noise=noise(24.0))) == [("worse", "SQNR")]
+
+
+def test_only_fp32_has_rounding_below_a_limit() -> None:
+    limited = replace(INT8, relative_limit=0.1)
+    assert changes(limited, replace(limited, image_noise=noise(20.0))) == [("worse", "SQNR")]
+
+
+def test_a_step_has_no_accuracy_of_its_own() -> None:
+    changed = tuple(range(40))
+    old = replace(INT8, kind="step", changed=changed, top1_agreement=0.9)
+    new = replace(old, accuracy_candidate=0.8, mcnemar=McNemar(40, 0, 0.0))
+    assert changes(replace(old, kind="from_keras"), replace(new, kind="from_keras")) == [("worse", "accuracy")]
+    assert changes(old, new) == []

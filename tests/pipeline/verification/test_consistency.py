@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from export.errors import DeviceUnavailableError, RunnerError
+from export.metrics.distances import FloatNoise
 from pipeline.artifacts.parity_report import FAIL, PASS
 from pipeline.runners.base import Outputs, softmax
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -196,3 +197,33 @@ def test_exported_files_pass(precision: str, tmp_path: Path) -> None:
     with OnnxRunner(path, precision=precision, exact=precision == "int8") as runner:
         findings = check_consistency(runner, pixels, runner.infer(pixels).logits, (), precision)
     assert failures(findings) == ""
+
+
+def test_a_last_row_that_is_the_first_ones_is_found() -> None:
+    def padded(pixels: np.ndarray) -> np.ndarray:
+        rows = linear(pixels)
+        if len(pixels) in SIZES:
+            rows[-1] = rows[0]
+        return rows
+
+    assert "in a batch of another size" in failures(check(padded))
+
+
+def test_different_images_may_have_a_value_in_common() -> None:
+    def masked(pixels: np.ndarray) -> np.ndarray:
+        return np.concatenate([linear(pixels)[:, 1:], np.full((len(pixels), 1), -5, np.float32)], axis=1)
+
+    assert failures(check(masked, masked(PIXELS))) == ""
+
+
+def test_a_model_that_amplifies_rounding_may_differ_by_its_own_noise() -> None:
+    def moved(pixels: np.ndarray) -> np.ndarray:
+        return linear(pixels) * np.float32(1 + 5e-5)
+
+    noise = FloatNoise(5e-5, "float32")
+    findings = [
+        check_consistency(Fake(moved), PIXELS, linear(PIXELS), (), "fp32", given)  # type: ignore[arg-type]
+        for given in (None, noise)
+    ]
+    assert failures(findings[0]) != ""
+    assert failures(findings[1]) == ""

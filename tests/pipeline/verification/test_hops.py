@@ -264,3 +264,11 @@ def test_the_digest_of_the_images_is_of_their_pixels_labels_and_order() -> None:
 def test_a_run_is_judged_from_keras_by_all_of_it() -> None:
     (hop,) = judged(answered(noisy(0.5))).hops
     assert (hop.kind, hop.verdict) == (FROM_KERAS, PASS)
+
+
+def test_a_near_tie_is_one_of_the_reference_with_an_answer() -> None:
+    tie, sure = [0.0, 0.01, -9.0], [0.0, 9.0, -9.0]
+    flipped_far, flipped_near = [9.0, 0.0, -9.0], [0.01, 0.0, -9.0]
+    assert near_ties(np.array([tie]), np.array([flipped_far])) == 1
+    assert near_ties(np.array([sure]), np.array([flipped_near])) == 0
+    assert near_ties(np.array([tie]), np.array([[np.nan, 0.0, 0.0]])) == 0

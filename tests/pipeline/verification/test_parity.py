@@ -282,6 +282,20 @@ def test_a_drop_without_labels_is_not_taken_for_none() -> None:
     assert "no test image has a label" in found[1].text
 
 
+def test_a_drop_is_of_the_images_with_a_label() -> None:
+    known = np.where(np.arange(len(LOGITS)) % 2, LOGITS.argmax(axis=1), -1)
+    lost = LOGITS.copy()
+    lost[1] = -lost[1]
+    some, limit = compare(LOGITS, lost, known), Thresholds(accuracy_drop=1.8 / len(LOGITS))
+    alone = compare(LOGITS[1::2], lost[1::2], known[1::2])
+    (found,), (expected,) = (
+        [finding for finding in check_thresholds(each, limit) if "accuracy drop" in finding.text]
+        for each in (some, alone)
+    )
+    assert (found.verdict, found.images) == (INCONCLUSIVE, expected.images)
+    assert found.text == expected.text
+
+
 def test_each_precision_has_its_own_thresholds() -> None:
     strict, lax = Thresholds(relative_error=1e-9), Thresholds()
     for precision in ("fp32", "fp16", "int8"):

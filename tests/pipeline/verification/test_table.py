@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.image_results import ImageResults
-from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, STEP, ParityReport
+from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, PASS, STEP, ParityReport, describe_distances
 from pipeline.artifacts.results import VerifiedHop
 from pipeline.verification.table import describe_hint, parity_table, shorten_hops
 from tests.made_records import make_hop
@@ -21,11 +21,13 @@ HOPS = (
 PARITY = ParityReport(FAIL, {}, HOPS, {})
 
 
-def results(margin: float = 0.01) -> ImageResults:
+def results(margin: float = 0.01, lost: bool = False) -> ImageResults:
     margins = np.ones(100, np.float32)
     margins[[3, 99]] = margin
-    empty = np.zeros((1, 100))
-    return ImageResults(("",) * 100, np.zeros(100, int), ("k",), empty, empty, margins, empty)
+    classes = np.zeros((3, 100), np.int32)
+    classes[1:, CHANGED] = (1, 1, -1 if lost else 1)
+    empty = np.zeros(classes.shape)
+    return ImageResults(("",) * 100, np.zeros(100, int), ("k", FP32, INT8), classes, empty, margins, empty)
 
 
 def test_each_line_has_both_ends_and_the_answers_that_changed() -> None:
@@ -54,6 +56,21 @@ def test_what_counts_most_fits_into_80_columns() -> None:
     hop = make_hop(files[1], FAIL, kind=STEP, reference=files[0], why="a reason that is a long sentence " * 4)
     _, row, *_ = parity_table(ParityReport(FAIL, {}, (hop,), {})).splitlines()
     assert row[:80].split()[:6] == ["fail", "[1]", files[0], "->", files[1], "40.0"]
+
+
+def test_an_image_without_an_answer_is_no_near_tie() -> None:
+    assert "3 of 100, 1 near tie" in parity_table(PARITY, results(lost=True))
+
+
+def test_near_ties_are_unknown_where_not_every_changed_answer_is_recorded() -> None:
+    hop = make_hop(INT8, FAIL, top1_agreement=0.96, changed=CHANGED, why="too few")
+    assert "4 of 100  " in parity_table(ParityReport(FAIL, {}, (hop,), {}), results())
+
+
+def test_one_changed_answer_of_very_many_is_not_rounded_away() -> None:
+    hop = make_hop(INT8, accuracy_candidate=0.99999, top1_agreement=0.99999)
+    assert "99.99%" in parity_table(ParityReport(PASS, {}, (hop,), {}))
+    assert "top-1 agreement 99.99%, accuracy 99.99%" in describe_distances(hop)
 
 
 def test_hints_are_lines_at_the_end() -> None:
