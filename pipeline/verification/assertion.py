@@ -14,7 +14,7 @@ import numpy as np
 from export.errors import DataError, ParityError, ProjectError
 from export.metrics.distances import AUTO, IMAGES, FloatNoise, measure_noise
 from export.preprocessing import PreprocessingSpec
-from export.tensorrt.sidecar import Precision
+from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, describe_distances
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
@@ -59,6 +59,11 @@ class _Model:
 
     def inputs(self, images: np.ndarray, preprocess: Rows | None, name: str) -> np.ndarray:
         """Return images as the model takes them."""
+        if self.dtype is not None and images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+            raise DataError(
+                f"Expected uint8 pixels or preprocessed floats for {name}. Received: {images.dtype}. Convert them: "
+                "images.astype(np.uint8)."
+            )
         if self.dtype is None or (self.dtype == np.uint8) == (images.dtype == np.uint8):
             return images
         if self.dtype == np.uint8:
@@ -72,16 +77,21 @@ class _Model:
 
     def rows(self, inputs: np.ndarray, batch_size: int) -> np.ndarray:
         """Return float32 rows (N, classes)."""
-        parts = [np.asarray(self._predict(piece)) for piece in split_batches(inputs, batch_size)]
-        rows = np.concatenate(parts)
-        if rows.ndim != 2 or len(rows) != len(inputs):
-            raise DataError(
-                f"Expected a row of scores for each of {count(len(inputs), 'image')}. Received: {rows.shape}. "
-                "Compare classifiers that give logits or probabilities of shape (N, classes)."
-            )
+        rows = np.concatenate([self._piece(piece) for piece in split_batches(inputs, batch_size)])
         if self.log_floor is None and are_probabilities(rows):
             self.log_floor = float(np.log(np.finfo(rows.dtype).tiny))
         return rows.astype(np.float32, copy=False)
+
+    def _piece(self, inputs: np.ndarray) -> np.ndarray:
+        given = self._predict(inputs)
+        rows = _as_array(given)
+        if rows.ndim != 2 or len(rows) != len(inputs) or rows.shape[1] < 2 or rows.dtype.kind not in "fiu":
+            form = f"{rows.dtype} of shape {rows.shape}" if rows.dtype.kind != "O" else f"a {type(given).__name__}"
+            raise DataError(
+                f"Expected a row of scores for each of {count(len(inputs), 'image')}, one for each of two classes or "
+                f"more. Received: {form}. Compare classifiers that give logits or probabilities of shape (N, classes)."
+            )
+        return rows
 
     def logarithms(self, rows: np.ndarray, floor: float) -> np.ndarray:
         """Return the logarithms of the probabilities that rows are or give."""
@@ -131,6 +141,10 @@ def assert_parity(
         ParityError: the candidate misses a threshold; with the numbers and the changed answers.
         ProjectError: something cannot be compared.
     """
+    if precision is not None and precision not in PRECISIONS:
+        raise DataError(f"Expected a precision of {listed(PRECISIONS)}. Received: {precision!r}. Name one of them.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(f"Expected a batch_size of 1 or more. Received: {batch_size!r}. Correct it.")
     names = _name(reference, "the reference"), _name(candidate, "the candidate")
     reference, candidate = _loaded(reference), _loaded(candidate)
     decoded = _decoded(images, size or _size(reference) or _size(candidate), resize, calibration)
@@ -141,6 +155,11 @@ def assert_parity(
     with _opened(reference, decoded.pixels, None) as model:
         inputs = model.inputs(decoded.pixels, preprocess, names[0])
         before = model.rows(inputs, batch_size)
+        if (before == before[0]).all() and (decoded.pixels != decoded.pixels[0]).any():
+            raise DataError(
+                f"Expected answers that differ from image to image. Received: one row for all "
+                f"{count(len(before), 'image')} from {names[0]}. Nothing can be shown by it: see what it is fed with."
+            )
         with _opened(candidate, decoded.pixels, before.shape[1]) as other:
             after = other.rows(other.inputs(decoded.pixels, preprocess, names[1]), batch_size)
         floors = [one.log_floor for one in (model, other) if one.log_floor is not None]
@@ -179,6 +198,11 @@ def _opened(classifier: Classifier, images: np.ndarray, classes: int | None) -> 
 def _loaded(classifier: Classifier) -> Classifier:
     """Return a Keras model in place of its file; anything else as it is."""
     if not isinstance(classifier, (str, Path)) or _is_onnx(classifier):
+        if not isinstance(classifier, (str, Path)) and not callable(classifier):
+            raise DataError(
+                "Expected an ONNX file, a Keras model or its file, or a function. Received: "
+                f"{type(classifier).__name__}. Name what is to be compared."
+            )
         return classifier
     from pipeline.keras_files.load import load_model
 
@@ -228,6 +252,7 @@ def _decoded(
         refuse_shared_images,
     )
 
+    _refuse_other_kinds(images, "images")
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or not len(images):
             raise DataError(f"Expected images of shape (N, height, width, channels). Received: {images.shape}.")
@@ -240,6 +265,7 @@ def _decoded(
         decoded = read_folder(Path(images), DecodeSpec(size, resize))
     if calibration is None:
         return decoded
+    _refuse_other_kinds(calibration, "calibration images")
     if decoded.sha256 and not isinstance(calibration, np.ndarray):
         refuse_shared_images(dict(zip(decoded.sha256, decoded.names)), hash_folder(Path(calibration)))
         return decoded
@@ -250,11 +276,33 @@ def _decoded(
                 "pixels cannot be told from preprocessed images. Preprocess them alike."
             )
         calibration = read_folder(Path(calibration), DecodeSpec(decoded.pixels.shape[1:3], resize)).pixels
+    if calibration.ndim != 4 or not len(calibration) or calibration.dtype != decoded.pixels.dtype:
+        raise DataError(
+            f"Expected calibration images like the images, {decoded.pixels.dtype} of shape (N, height, width, "
+            f"channels), because they are told apart by content. Received: {calibration.dtype} of shape "
+            f"{calibration.shape}. Hand them in alike."
+        )
     names = [f"calibration image {index}" for index in range(len(calibration))]
     refuse_shared_images(
         dict(zip(hash_pixels(decoded.pixels), decoded.names)), dict(zip(hash_pixels(calibration), names))
     )
     return decoded
+
+
+def _refuse_other_kinds(images: object, what: str) -> None:
+    if not isinstance(images, (np.ndarray, str, Path)):
+        raise DataError(
+            f"Expected {what} as an array (N, height, width, channels) or a folder. Received: "
+            f"{type(images).__name__}. Make one array of them, such as with np.stack."
+        )
+
+
+def _as_array(given: Any) -> np.ndarray:
+    """Return lists of numbers as an array; anything else as an object."""
+    try:
+        return np.asarray(given)
+    except ValueError:  # of rows of different lengths
+        return np.asarray(None)
 
 
 def _judged(
@@ -267,9 +315,12 @@ def _judged(
     after: np.ndarray,
     noise: FloatNoise | None,
 ) -> Hop:
-    known = np.full(len(before), -1) if labels is None else np.asarray(labels, np.int64)
-    if known.shape != (len(before),):
-        raise DataError(f"Expected a label for each of {count(len(before), 'image')}. Received: {known.shape}.")
+    known = np.full(len(before), -1) if labels is None else np.asarray(labels)
+    if known.shape != (len(before),) or known.dtype.kind not in "iu":
+        raise DataError(
+            f"Expected a label for each of {count(len(before), 'image')}, the number of its class. Received: "
+            f"{known.dtype} of shape {known.shape}. Give integers, and -1 where the class is unknown."
+        )
 
     def opened() -> Runner:
         raise ProjectError("Expected answers that are there. Received: a question to run the file again.")

@@ -66,6 +66,8 @@ def _repairs(part: Part) -> Iterator[_Repair]:
     for node in part.nodes:
         if node.op_type in _PADDED:
             yield from _borders(model, node)
+        if node.op_type == "Conv":
+            yield from _dilations(part, node)
         if node.op_type == "MaxPool" and any(attribute(node, "pads", ())):
             yield _zero_border(model, node)
         if node.op_type == "Pad":
@@ -126,6 +128,24 @@ def _same_size(begin: int, end: int, stride: int, kernel: int) -> list[tuple[int
         for e in range(kernel)
         if abs(b + e - begin - end) < stride or b + e == begin + end
     ]
+
+
+def _dilations(part: Part, node: NodeProto) -> Iterator[_Repair]:
+    """Yield the dilation that Keras has, with a border of the same kind."""
+    now = list(attribute(node, "dilations", (1, 1)))
+    kernel = attribute(node, "kernel_shape", ())
+    pads = list(attribute(node, "pads", (0, 0, 0, 0)))
+    for layer in part.keras_layers():
+        wanted = [int(rate) for rate in getattr(layer, "dilation_rate", now)]
+        if wanted == now or not len(wanted) == len(kernel) == len(now) == len(pads) // 2:
+            continue
+        # What the kernel grows or shrinks by is shared by both sides.
+        change = [(side - 1) * (new - old) // 2 for side, new, old in zip(kernel, wanted, now)] * 2
+        padded = [max(0, pad + by) for pad, by in zip(pads, change)] if any(pads) else pads
+        yield _Repair(
+            "attribute", node, f"the dilation is {tuple(now)} instead of {tuple(wanted)}",
+            f"with {tuple(wanted)}", _set(part.model, node, dilations=wanted, pads=padded),
+        )  # fmt: skip
 
 
 def _pads(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:

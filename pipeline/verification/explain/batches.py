@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16)  # of batches, tried where a larger one fails
+LARGER = (32, 64, 128, 256)  # tried where none of these runs: a batch of more images may be baked in
 # SQNR in dB between a batch and its images alone. Kernels for another batch size round otherwise: FP32 then differs by
 # 1e-6, and each INT8 value near a boundary by a step.
 ALIKE = {"fp32": 80.0, "fp16": 45.0, "int8": 25.0}
@@ -38,7 +39,7 @@ class Runs:
         together: Logits of all images in one batch; None where that failed.
         probabilities: Probabilities of that batch.
         alone: Logits of each image alone, in the same order; None where that failed.
-        works: Sizes of batches that ran, of `SIZES`; empty where the whole batch ran.
+        works: Sizes of batches that ran, of `SIZES`, or the first of `LARGER` if none did; empty where all ran.
         why: Error of the whole batch; "" where it ran.
     """
 
@@ -61,6 +62,9 @@ def run_in_batches(candidate: Candidate, pixels: np.ndarray) -> Runs | None:
             except ProjectError as error:
                 together, probabilities, why = None, None, " ".join(str(error).split())
             works = tuple(n for n in SIZES if n <= len(pixels) and _runs(runner, pixels[:n])) if why else ()
+            if why and not works:
+                repeated = (np.resize(pixels, (n, *pixels.shape[1:])) for n in LARGER)
+                works = next(((len(batch),) for batch in repeated if _runs(runner, batch)), ())
             alone = None
             if not why or 1 in works:
                 alone = np.concatenate([runner.infer(pixels[i : i + 1]).logits for i in range(len(pixels))])
@@ -139,7 +143,7 @@ def _fixed(expected: np.ndarray, runs: Runs, precision: str, path: Path | None) 
         Explanation(
             "fixed batch",
             f"The file takes {'one image' if size == 1 else f'batches of {listed(runs.works)}'} at a time and fails "
-            f"with more: its batch size is baked in.{right}",
+            f"with {'more' if size < len(expected) else 'fewer'}: its batch size is baked in.{right}",
             f"Of {count(len(expected), 'image')} at once it says: {runs.why:.200}{declared}",
             "Export with a symbolic first dimension (batch_size=None in Keras), and look for Reshapes with a fixed "
             "first dimension; for an engine, set build.profile.",
@@ -196,10 +200,21 @@ def _batch_statistics(expected: np.ndarray, runs: Runs, precision: str, path: Pa
 
     from export.onnx_passes.layer_names import keras_layer
 
-    nodes = nodes_over_batch(onnx.load(str(path)))
+    model = onnx.load(str(path))
+    nodes = nodes_over_batch(model)
     if not nodes:
         return []
-    normalizing = [node for node in nodes if node.op_type == "BatchNormalization"] or nodes
+    normalizing = [node for node in nodes if node.op_type == "BatchNormalization"] or _normalizing(model, nodes)
+    if not normalizing:
+        return [
+            Explanation(
+                "batch dependence",
+                "An image gets another answer in a batch than alone: the file computes over the images of a batch.",
+                f"{nodes[0].op_type} {nodes[0].name!r} computes over the first dimension. The logits of a batch differ "
+                f"from those alone by {difference_in_words(fit_db(runs.alone, runs.together))}.",  # type: ignore[arg-type]
+                "Look for what reduces the first dimension in the code that was exported; it is the batch.",
+            )
+        ]
     first = normalizing[0]
     layer = keras_layer(first.name)
     together, alone = fit_db(expected, runs.together), fit_db(expected, runs.alone)  # type: ignore[arg-type]
@@ -215,6 +230,23 @@ def _batch_statistics(expected: np.ndarray, runs: Runs, precision: str, path: Pa
             layer,
         )
     ]
+
+
+def _normalizing(model: ModelProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """Return the nodes if the root of what one of them gives is taken, as BatchNorm in single operators does.
+
+    A mean over the batch alone, such as one that is subtracted, is no BatchNorm.
+    """
+    from export.onnx_passes.graph import consumers
+
+    readers = consumers(model.graph)
+    for node in nodes:
+        behind = [node]
+        for _ in range(3):  # a sum with epsilon and a Cast may stand between
+            behind = [reader for one in behind for reader in readers.get(one.output[0], ())]
+            if any(reader.op_type in ("Sqrt", "Pow") for reader in behind):
+                return nodes
+    return []
 
 
 def nodes_over_batch(model: ModelProto) -> list[NodeProto]:

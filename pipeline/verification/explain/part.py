@@ -96,6 +96,14 @@ class Part:
             f"{what}, by {difference_in_words(db)}."
         )
 
+    def in_file(self, name: str, tensor: str) -> np.ndarray:
+        """Return Keras' output of a layer as it would stand in place of an input that has as many values."""
+        layer = next(layer for layer in self.mapping.layers if layer.tensor == tensor)
+        value = layer.in_file(self.values[name], self.inputs[tensor])
+        if (factors := self.factors.get(tensor)) is not None:
+            value = value / factors.reshape(1, -1, *[1] * (value.ndim - 2))
+        return np.asarray(value, np.float32)
+
     def keras_layers(self) -> list[Any]:
         """Return the layer in Keras, and those that are folded into it, in the order of the model."""
         wanted = [bare_name(name) for name in (*self.folded, self.layer.name)]

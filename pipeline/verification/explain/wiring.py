@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 
 import numpy as np
@@ -27,10 +28,7 @@ def explain_wiring(part: Part) -> Explanation | None:
             layer = by_tensor[tensor]
             if part.values[wanted].size != part.inputs[tensor].size:
                 continue
-            value = layer.in_file(part.values[wanted], part.inputs[tensor])
-            if (factors := part.factors.get(tensor)) is not None:
-                value = value / factors.reshape(1, -1, *[1] * (value.ndim - 2))
-            fit = part.repaired(part.model, {**part.inputs, tensor: value.astype(np.float32)})
+            fit = part.repaired(part.model, {**part.inputs, tensor: part.in_file(wanted, tensor)})
             if part.agrees(fit):
                 return Explanation(
                     "wiring",
@@ -41,7 +39,28 @@ def explain_wiring(part: Part) -> Explanation | None:
                     _EXPORT,
                     part.layer.name,
                 )
-    return _order(part)
+    return _left_out(part, read) or _order(part)
+
+
+def _left_out(part: Part, read: Mapping[str, str]) -> Explanation | None:
+    """Find a layer that the file does not have, such as an activation: it passes on what that layer should change."""
+    for tensor, name in read.items():
+        if part.inputs[tensor].dtype == np.uint8:
+            continue
+        for absent in part.mapping.without_tensor:
+            if part.values[absent].size != part.inputs[tensor].size:
+                continue
+            value = part.in_file(absent, tensor)
+            if part.agrees(fit := part.repaired(part.model, {**part.inputs, tensor: value})):
+                return Explanation(
+                    "wiring",
+                    f"Layer {absent!r} is missing in the file: {part.layer.name!r} reads the output of {name!r} "
+                    "without it.",
+                    part.repair_in_words(f"fed with that of {absent!r}", fit),
+                    _EXPORT,
+                    absent,
+                )
+    return None
 
 
 def _order(part: Part) -> Explanation | None:

@@ -135,6 +135,8 @@ class _Search:
         others = {name: value for name, value in values.items() if name not in self._shapes}
         for name, place in best_pairs(renamed, others, self._threshold).items():
             self._place(name, place, values)
+        if INPUT in renamed and INPUT not in self._places:  # else what is wrong before it is blamed on the first layer
+            self._decide_input(values)
 
     def run(self) -> None:
         """Find layers until every one is found, or nothing more can be decided."""
@@ -195,14 +197,10 @@ class _Search:
     def _decide(self, missing: list[str], values: Table[str, np.ndarray]) -> bool:
         """Decide the place of the first missing layer, or of one that follows it; return whether that could be done."""
         first = missing[0]
-        own = [name for name in values if self._written_by[name] == ("preprocessing" if first == INPUT else first)]
         if first == INPUT:
-            turned = best_pairs({INPUT: self._reference[INPUT][..., ::-1]}, values, self._threshold)
-            if turned or not own:
-                self._passed.add(INPUT)  # the order of the channels is in the weights of the first layer
-                return True
-            self._place(INPUT, Place(own[-1], False), values)
+            self._decide_input(values)
             return True
+        own = [name for name in values if self._written_by[name] == first]
         chain = self._chain(first, set(missing))
         tensors = own if self._named else list(values)
         if self._named or first == self._last:  # a layer of several nodes ends with the last one
@@ -220,6 +218,14 @@ class _Search:
         if self._named:  # a layer without nodes, whose weights are in another one
             self._passed.add(first)
         return self._named
+
+    def _decide_input(self, values: Table[str, np.ndarray]) -> None:
+        """Place the pixels, whose values no tensor has, by the names of nodes; or look for them no more."""
+        own = [name for name in values if self._written_by[name] == "preprocessing"]
+        if not own or best_pairs({INPUT: self._reference[INPUT][..., ::-1]}, values, self._threshold):
+            self._passed.add(INPUT)  # the order of the channels is in the weights of the first layer
+        else:
+            self._place(INPUT, Place(own[-1], False), values)
 
     def _place_named(self) -> None:
         """Place layers that were taken for folded ones, as the layer behind them is close enough, by their nodes."""

@@ -196,6 +196,66 @@ def test_a_keras_model_and_the_files_made_of_it(made_chain: Chain) -> None:
         assert_parity(keras, made_chain.root / ONNX["int8"], pixels[..., ::-1].copy(), preprocessing="torch")
 
 
+def rows_of(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)[:, :4].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("answers", "received"),
+    [
+        (lambda images: rows_of(images)[:, :1], r"float32 of shape \(32, 1\)"),
+        (lambda images: rows_of(images) * 1j, r"complex\w+ of shape"),
+        (lambda images: rows_of(images)[:-1], r"float32 of shape \(31, 4\)"),
+        (lambda images: {"logits": rows_of(images)}, "a dict"),
+        (lambda images: [rows_of(images), rows_of(images)[:, :2]], "a list"),
+        (lambda images: None, "a NoneType"),
+    ],
+)
+def test_what_is_no_row_of_scores_for_each_image_is_refused(answers, received: str) -> None:
+    with pytest.raises(DataError, match=f"Expected a row of scores for each of 32 images.*Received: {received}"):
+        assert_parity(rows_of, answers, PIXELS)
+
+
+def test_a_reference_that_gives_one_answer_to_all_images_proves_nothing() -> None:
+    def dead(images: np.ndarray) -> np.ndarray:
+        return np.zeros((len(images), 4), np.float32)
+
+    with pytest.raises(DataError, match="one row for all 60 images from dead"):
+        assert_parity(dead, dead, PIXELS)
+    assert assert_parity(dead, dead, PIXELS[:1]).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": np.full(60, 0.5)}, "Expected a label for each of 60 images, the number.*Received: float64"),
+        ({"labels": ["cat"] * 60}, "Received: <U3"),
+        ({"calibration": PIXELS[0]}, r"Expected calibration images like the images, uint8.*shape \(16, 16, 3\)"),
+        ({"calibration": PIXELS[:0]}, r"shape \(0, 16, 16, 3\)"),
+        ({"calibration": PIXELS[:3].astype(np.float32)}, "Received: float32"),
+        ({"calibration": list(PIXELS)}, "Expected calibration images as an array.*Received: list"),
+        ({"precision": "bf16"}, "Expected a precision of fp32, fp16, int8. Received: 'bf16'"),
+        ({"batch_size": 0}, "Expected a batch_size of 1 or more. Received: 0"),
+    ],
+)
+def test_arguments_that_would_check_less_than_they_seem_to_are_refused(options, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        assert_parity(rows_of, rows_of, PIXELS, **options)
+
+
+@pytest.mark.parametrize("images", [list(PIXELS), (image for image in PIXELS), None])
+def test_images_are_an_array_or_a_folder(images) -> None:
+    with pytest.raises(DataError, match="Expected images as an array"):
+        assert_parity(rows_of, rows_of, images)
+
+
+def test_a_model_takes_pixels_as_uint8_or_preprocessed_floats(own: Path) -> None:
+    with pytest.raises(DataError, match="Received: int64"):
+        assert_parity(own, own, PIXELS.astype(np.int64))
+    with pytest.raises(DataError, match="Expected an ONNX file, a Keras model or its file, or a function"):
+        assert_parity(own, None, PIXELS)  # type: ignore[arg-type]
+
+
 def test_the_package_is_imported_without_the_libraries_that_the_function_needs() -> None:
     code = "import sys, pipeline.verification; print([n for n in ('PIL', 'onnx', 'keras', 'yaml') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

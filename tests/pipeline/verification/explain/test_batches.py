@@ -125,6 +125,33 @@ def test_the_sizes_that_run_are_named(tmp_path: Path) -> None:
     assert "2 x 16 x 16 x 3" in found.evidence
 
 
+def test_a_batch_size_above_the_images_that_are_tried_is_found(tmp_path: Path) -> None:
+    path = tiny_onnx.write(tmp_path / "model.onnx", batch=32)
+    runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
+    assert runs is not None
+    assert runs.works == (32,)
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    assert found.cause == "fixed batch"
+    assert "takes batches of 32 at a time and fails with fewer" in found.text
+
+
+def test_a_mean_over_the_batch_alone_is_no_batchnorm(tmp_path: Path) -> None:
+    model, path = tiny_onnx.classifier(), tmp_path / "mean.onnx"
+    logits = next(node for node in model.graph.node if node.name == "logits")
+    logits.output[:] = ["raw"]
+    place = list(model.graph.node).index(logits) + 1
+    model.graph.node.insert(place, helper.make_node("Sub", ["raw", "mean"], ["logits"], "sub"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([0]), "axes"))
+    model.graph.node.insert(place, helper.make_node("ReduceMean", ["raw", "axes"], ["mean"], "mean"))
+    path.write_bytes(model.SerializeToString())
+    runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
+    assert runs is not None
+    assert nodes_over_batch(onnx.load(path))
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    assert (found.cause, found.layer) == ("batch dependence", "")
+    assert "ReduceMean 'mean' computes over the first dimension" in found.evidence
+
+
 def normalizing(**attributes: int) -> onnx.ModelProto:
     model = tiny_onnx.classifier()
     for node in model.graph.node:
@@ -149,6 +176,32 @@ def test_batchnorm_in_training_mode_is_named_with_its_layer(tmp_path: Path) -> N
     (found,) = explain_batches(expected, runs, "fp32", path, runs.together)
     assert (found.cause, found.layer) == ("training mode", "norm")
     assert nodes_over_batch(onnx.load(good)) == []
+
+
+def test_batchnorm_in_single_operators_is_named_whatever_its_nodes_are_called(tmp_path: Path) -> None:
+    model, path = tiny_onnx.classifier(), tmp_path / "single.onnx"
+    for node in model.graph.node:
+        node.input[:] = ["normal" if name == "conv" else name for name in node.input]
+    for name, value in (("axes", np.asarray([0, 2, 3])), ("epsilon", np.float32(1e-3))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    place = next(i for i, n in enumerate(model.graph.node) if n.name == "relu")
+    for index, (kind, inputs, output) in enumerate(
+        (
+            ("ReduceMean", ["conv", "axes"], "mean"),
+            ("Sub", ["conv", "mean"], "centred"),
+            ("Mul", ["centred", "centred"], "squares"),
+            ("ReduceMean", ["squares", "axes"], "variance"),
+            ("Add", ["variance", "epsilon"], "more"),
+            ("Sqrt", ["more"], "deviation"),
+            ("Div", ["centred", "deviation"], "normal"),
+        )
+    ):
+        model.graph.node.insert(place + index, helper.make_node(kind, inputs, [output], f"{kind}_{index}"))
+    path.write_bytes(model.SerializeToString())
+    runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
+    assert runs is not None
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    assert found.cause == "training mode"
 
 
 def test_rows_that_all_are_not_finite_are_left_to_others() -> None:

@@ -156,6 +156,26 @@ def test_a_fault_in_a_layer_is_named(fault: str, precision: str, bench: Bench, t
     assert hint.remedy
 
 
+def test_a_layer_that_the_file_leaves_out_is_named(bench: Bench, tmp_path: Path) -> None:
+    model = bench.load("fp32")
+    relu = node_of(model, "stage2_block2_1_relu/Relu")
+    for node in model.graph.node:
+        node.input[:] = [relu.input[0] if name == relu.output[0] else name for name in node.input]
+    model.graph.node.remove(relu)
+    hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
+    assert (hint.cause, hint.layer) == ("wiring", "stage2_block2_1_relu")
+    assert "is missing in the file" in hint.text
+
+
+def test_another_dilation_is_named(bench: Bench, tmp_path: Path) -> None:
+    model = bench.load("fp32")
+    with_attribute(model, node_of(model, CONV), "dilations", [2, 2])
+    with_attribute(model, node_of(model, CONV), "pads", [2, 2, 2, 2])
+    hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
+    assert (hint.cause, hint.layer) == ("attribute", "stage2_block2_1_conv")
+    assert "the dilation is (2, 2) instead of (1, 1)" in hint.text
+
+
 def test_two_faults_are_both_named(bench: Bench, tmp_path: Path) -> None:
     model = changed(bench.load("fp32"), weight=2.0)
     with_attribute(model, node_of(model, "stage3_block2_1_conv/Conv"), "pads", [2, 2, 0, 0])

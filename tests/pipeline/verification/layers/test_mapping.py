@@ -143,3 +143,14 @@ def test_a_file_that_was_made_from_another_keeps_its_places(keras: FakeKerasLaye
     source = map_layers(keras, subject(classifier(more_convolutions=1)), FEW)
     made = change(classifier(more_convolutions=1), "kernel1", lambda kernel: -kernel)
     assert places(map_layers(keras, subject(made), FEW, source)) == places(source)
+
+
+def test_pixels_that_a_made_file_spoils_are_found_under_another_name(keras: FakeKerasLayers) -> None:
+    source = map_layers(keras, subject(classifier(more_convolutions=1)), FEW)
+    made = classifier(more_convolutions=1)
+    cast = made.graph.node[0]
+    cast.name, cast.output[:] = "preprocessing/Cast", ["raw"]
+    made.graph.initializer.append(numpy_helper.from_array(np.float32(2), "two"))
+    made.graph.node.insert(1, helper.make_node("Mul", ["raw", "two"], ["doubled"], "preprocessing/Mul"))
+    made.graph.node[2].input[0] = "doubled"
+    assert places(map_layers(keras, subject(made), FEW, source)) == {**places(source), INPUT: "doubled"}
