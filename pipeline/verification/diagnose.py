@@ -120,7 +120,6 @@ def explain_failures(
         paths={candidate.name: artifacts.path(candidate.name) for candidate in compared.candidates},
         load=partial(load_logits_model, artifacts.path(KERAS), compared.card.output, allow),
         factors=factors,
-        decoding=decoding,
     )
     at_fault = [hop for hop in culprits(compared.parity.hops) if hop.candidate != CARD]
     return (*explain(at_fault, case), *explain_decoding(decoding))
