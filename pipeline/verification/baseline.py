@@ -3,7 +3,7 @@
 Both verdicts are of the same images, so they are paired:
 
 - Agreement: images whose answer was the reference's and no longer is, against those that came back, by the exact
-  McNemar test.
+  McNemar test. A record names the first thousand; where more changed, the images up to the last that is named count.
 - Accuracy: the difference of the correct answers, by the same test. The records do not say which images were correct,
   so all whose answer differs from Keras' in either verdict count as changed. That may hide a small change, and invents
   none.
@@ -24,7 +24,7 @@ from typing import Final, Literal
 from export.errors import DataError
 from export.metrics.confidence import CONFIDENCE, mcnemar
 from export.words import aligned, count
-from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, MOST_CHANGED, NOT_RUN, Hop, ImageNoise, ParityReport
+from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, NOT_RUN, Hop, ImageNoise, ParityReport
 from pipeline.artifacts.paths import KERAS
 
 WORSE: Final = "worse"
@@ -123,14 +123,20 @@ def _changes(old: Hop, new: Hop) -> Iterator[Change]:
 
 
 def _agreement(old: Hop, new: Hop) -> Iterator[Change]:
-    if MOST_CHANGED in (len(old.changed), len(new.changed)):  # which others changed is not recorded
-        return
-    lost, back = set(new.changed) - set(old.changed), set(old.changed) - set(new.changed)
+    end = min(map(_last_known, (old, new)))
+    earlier, present = ({image for image in hop.changed if image <= end} for hop in (old, new))
+    lost, back = present - earlier, earlier - present
     test = mcnemar(len(lost), len(back))
     if test.p_value <= 1 - CONFIDENCE:
         before, now = (f"{hop.top1_agreement:.2%}" for hop in (old, new))
-        why = f"{count(len(lost), 'answer')} changed and {len(back):,} came back (p = {test.p_value:.2g})"
+        among = "" if end == math.inf else f" among the first {count(int(end) + 1, 'image')}"
+        why = f"{count(len(lost), 'answer')} changed and {len(back):,} came back{among} (p = {test.p_value:.2g})"
         yield Change(_word(len(back) - len(lost)), new.run_name, new.reference, "agreement", before, now, why)
+
+
+def _last_known(hop: Hop) -> float:
+    """Return the last image of which a record tells whether its answer changed; inf where that is every image."""
+    return math.inf if len(hop.changed) == hop.changed_answers else max(hop.changed, default=-1)
 
 
 def _accuracy(old: Hop, new: Hop) -> Iterator[Change]:
@@ -138,6 +144,8 @@ def _accuracy(old: Hop, new: Hop) -> Iterator[Change]:
         return
     gained = (new.mcnemar.gains - new.mcnemar.losses) - (old.mcnemar.gains - old.mcnemar.losses)
     other = len(set(old.changed) | set(new.changed))
+    if min(map(_last_known, (old, new))) < math.inf:
+        other = (old.changed_answers or 0) + (new.changed_answers or 0)  # at most so many
     most = max(abs(gained), other)
     worse, better = (most - gained) // 2, (most + gained) // 2
     test = mcnemar(worse, better)

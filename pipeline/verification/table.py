@@ -74,25 +74,22 @@ def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
     """Return how many of a hop's changed answers were near ties in Keras; None where it is unknown."""
     if results is None or not hop.compared or len(results.margins) != hop.images:
         return None
+    if len(hop.changed) != hop.changed_answers:  # the record does not name all of them
+        return None
     return sum(float(results.margins[image]) < NEAR_TIE for image in hop.changed)
 
 
 def shorten_hops(parity: ParityReport, results: ImageResults | None = None) -> tuple[VerifiedHop, ...]:
     """Return the hops in short, for the manifest and for ``--json``."""
     return tuple(
-        VerifiedHop(name_hop(hop), hop.verdict, hop.sqnr_db, count_changed(hop), near_ties_of(hop, results), hop.why)
+        VerifiedHop(name_hop(hop), hop.verdict, hop.sqnr_db, hop.changed_answers, near_ties_of(hop, results), hop.why)
         for hop in parity.hops
     )
 
 
-def count_changed(hop: Hop) -> int | None:
-    """Return the number of changed answers; None where nothing was compared."""
-    return None if hop.top1_agreement is None else round((1 - hop.top1_agreement) * hop.images)
-
-
 def _changed_text(hop: Hop, results: ImageResults | None) -> str:
     """Format the answers that changed, such as "6 of 372, 5 near ties"."""
-    if (changed := count_changed(hop)) is None:
+    if (changed := hop.changed_answers) is None:
         return ""
     ties = near_ties_of(hop, results) if changed else None
     return f"{changed:,} of {hop.images:,}" + (f", {count(ties, 'near tie')}" if ties is not None else "")

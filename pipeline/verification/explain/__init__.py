@@ -48,12 +48,12 @@ def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
             runs.setdefault(hop.run_name, hop)
     for hop in runs.values():
         try:
-            found = _explain_run(hop, case)
-        except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a hint
+            found = _explain_run(hop, case) or [_unknown(hop)]
+        except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a cause
             log.warning("%s: why it fails could not be computed: %s", hop.run_name, error)
             log.debug("why:", exc_info=True)
-            continue
-        ranked = sorted(found or [_unknown(hop)], key=lambda explanation: not explanation.layer)
+            found = [_unknown(hop).changed(text=f"The search for the cause ended in an error: {error!s:.300}")]
+        ranked = sorted(found, key=lambda explanation: not explanation.layer)
         hints += [
             Hint(hop.run_name, hop.reference, e.cause, e.text, e.evidence, e.remedy, e.layer)
             for e in ranked[:MOST_HINTS]
@@ -66,10 +66,8 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     candidate, precision = case.candidate_of(hop), hop.precision
     answer = case.answers[candidate.run_name]
     path = case.paths.get(candidate.name)
-    if candidate.backend == "tensorrt" and path is not None:
-        files = {other.name: other.sha256 for other in case.candidates if other.name.endswith(".onnx")}
-        if stale := explain_engine(path, files):
-            return [stale]
+    if candidate.why_not:
+        return [explain_engine(candidate.why_not)]
     expected = _expected(hop, case)
     found: list[Explanation] = []
     if answer.logits is not None:

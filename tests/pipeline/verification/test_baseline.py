@@ -54,8 +54,17 @@ def test_agreement_is_held_against_the_images_that_changed(
     assert changes(new, INT8) == [("better", measure) for _, measure in found]
 
 
-def test_agreement_is_not_counted_where_not_every_changed_image_is_recorded() -> None:
-    assert changes(INT8, replace(INT8, changed=tuple(range(MOST_CHANGED)))) == []
+def test_where_a_record_names_not_every_changed_image_those_that_it_tells_of_count() -> None:
+    first = tuple(range(0, 2 * MOST_CHANGED, 2))
+    old = replace(INT8, images=50_000, changed=(2, 4, 40_000), top1_agreement=1 - 3 / 50_000)
+    new = replace(old, changed=first, top1_agreement=1 - 20_000 / 50_000)
+    (change,) = changes_since(report(old), report(new))
+    assert (change.what, change.measure) == ("worse", "agreement")
+    assert "998 answers changed and 0 came back among the first 1,999 images" in change.why
+    assert changes(new, old) == [("better", "agreement")]
+    # 40 answers net of tens of thousands that may have changed are noise.
+    most = replace(new, mcnemar=McNemar(40, 0, 0.0), accuracy_candidate=0.89)
+    assert changes(new, most) == []
 
 
 def test_accuracy_that_is_lost_beyond_noise_is_found() -> None:

@@ -40,6 +40,8 @@ def test_each_line_has_both_ends_and_the_answers_that_changed() -> None:
     assert f"{INT8}, itself " in itself
     assert itself.endswith(" pass"), "what was tried is in the report"
     assert "3 of 100  " in parity_table(PARITY), "near ties are unknown without the results"
+    unnamed = ParityReport(FAIL, {}, (make_hop(INT8, FAIL, top1_agreement=0.9, changed=CHANGED),), {})
+    assert "10 of 100  " in parity_table(unnamed, results()), "and where the record names not all that changed"
 
 
 def test_hints_are_lines_at_the_end() -> None:
