@@ -16,8 +16,7 @@ from benchmarks.faults.image_kinds import write_image_kinds
 from benchmarks.faults.planted import Planted
 from benchmarks.faults.specimen import Specimen
 from export.metrics.distances import read_noise
-from export.records import parse_json
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
@@ -178,6 +177,6 @@ class Examiner:
 
 
 def _reference(specimen: Specimen) -> Reference:
-    meta = parse_json(read_arrays(specimen.path(REFERENCE), ("meta",))["meta"].tobytes(), "meta")
+    meta = parse_meta(read_arrays(specimen.path(REFERENCE), ("meta",))["meta"])
     pixels, labels, logits = (specimen.reference[name] for name in ("pixels", "labels", "logits"))
     return Reference(KERAS, sha256_file(specimen.path(KERAS)), pixels, labels, logits, read_noise(meta))

@@ -13,10 +13,9 @@ import numpy as np
 
 from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
-from export.records import parse_json
 from export.tensorrt.sidecar import sidecar_path
 from export.words import count
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.engines import engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
@@ -237,7 +236,7 @@ def _read_reference(
         if not vouched:
             raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
-        meta = parse_json(arrays.pop("meta").tobytes(), "meta")
+        meta = parse_meta(arrays.pop("meta"))
         noise = read_noise(meta)
         meta.pop("noise", None)
         names = tuple(map(str, meta.pop("names", ())))
