@@ -24,7 +24,7 @@ from pipeline.artifacts.gpu_evidence import (
     telemetry_ranges,
     unfinished_steps,
 )
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, Hop, Parity
+from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, INCONCLUSIVE, NOT_RUN, Hop, Parity
 
 FEWEST_FOR_P99 = 100  # below, the 99th percentile lies between the two largest
 _ELSEWHERE = "measured on another GPU or model than the target is for"
@@ -253,7 +253,8 @@ def _parity(evidence: GpuEvidence) -> str:
 
 def _hop(hop: Hop) -> tuple[str, ...]:
     if not hop.compared:
-        return hop.candidate, hop.verdict, "–", "–", "–"
+        name = f"{hop.candidate}, {hop.reference}" if hop.kind == CONSISTENCY else hop.candidate
+        return name, hop.verdict, "–", "–", "–"
     assert hop.top1_agreement is not None
     noise = "equal" if hop.equal else _number(hop.sqnr_db)
     error = "–" if hop.relative_error is None else f"{hop.relative_error:.2g}"

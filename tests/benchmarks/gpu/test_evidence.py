@@ -77,7 +77,8 @@ def test_everything_is_gathered(whole: tuple[int, GpuEvidence, Path, str]) -> No
     assert [one.profile.max for one in evidence.engines.values()] == [4, 4, 1, 1]
     assert evidence.engines["int8-latency"].asked_convolutions == {"int8": 53}
     assert evidence.parity is not None
-    assert [hop.candidate for hop in evidence.parity.hops] == names
+    hops = [(hop.candidate, hop.kind) for hop in evidence.parity.hops]
+    assert hops == [(name, kind) for name in names for kind in ("from_keras", "consistency")]
     checks = {(row.check, row.engine) for row in evidence.checks}
     assert len(checks) == len(names) * len(gpu_checks.CHECKS) + 1
     assert {row.result for row in evidence.checks} == {"pass", "skipped"}
@@ -462,7 +463,7 @@ def test_thresholds_are_the_recipes(gpu: FakeTensorRT, artifacts: Path) -> None:
     status, evidence = run(artifacts, "--precisions", "fp16,int8")
     assert status == 1
     assert evidence.parity is not None
-    verdicts = {hop.candidate: hop.verdict for hop in evidence.parity.hops}
+    verdicts = {hop.candidate: hop.verdict for hop in evidence.parity.hops if hop.kind == "from_keras"}
     assert (verdicts["fp16-throughput"], verdicts["int8-throughput"]) == ("pass", "fail")
     assert evidence.parity.thresholds["int8"].relative_error == -1.0
 
