@@ -24,6 +24,7 @@ from pipeline.verification.explain.outputs import explain_outputs
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _explain_file(
     from pipeline.verification.explain.twin import run, without_rounding
 
     model = onnx.load(str(path))
-    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+    if not _takes_pixels(model):
         return []
     # Images whose answers are not finite first.
     order = np.argsort(np.isfinite(received).all(axis=1), kind="stable")
@@ -158,10 +159,19 @@ def _located(explanation: Explanation, path: Path | None, pixels: np.ndarray) ->
 
     from pipeline.verification.explain.half import first_not_finite
 
-    layer = first_not_finite(onnx.load(str(path)), pixels)
+    if not _takes_pixels(model := onnx.load(str(path))):
+        return explanation
+    layer = first_not_finite(model, pixels)
     layer = "" if layer in _NO_LAYERS else layer
     where = f" The first such values are behind layer {layer!r}." if layer else ""
     return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")
+
+
+def _takes_pixels(model: onnx.ModelProto) -> bool:
+    """Whether a file takes uint8 pixels, so that its graph can be run on them as it is."""
+    import onnx
+
+    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
 def _settled(found: Sequence[Explanation]) -> bool:
