@@ -78,7 +78,8 @@ def layers_section(explanations: Explanations, invocation: Invocation) -> Sectio
         "layers.html.j2",
         (OWN_ERROR, SQNR, COSINE, SATURATED, RANGE_USED),
         report=report,
-        runs=[_shown(run, report) for run in report.runs],
+        runs=[_shown(run, report) for run in report.runs if run.rows],
+        without_rows=[f"{run.run}: {run.note}" for run in report.runs if not run.rows],
         legend=LEGEND,
         without=Table(("layer", "why it has no tensor"), list(report.without_tensor.items())),
     )

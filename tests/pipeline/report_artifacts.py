@@ -256,7 +256,7 @@ class Artifacts:
         if self.layers:
             subjects = self.digests("train/model.keras", *ONNX[:3])
             kinds = {row.layer: "Conv2D" for run in self.layers for row in run.rows}
-            report = LayerReport(subjects, 4, kinds, self.without_tensor, self.layers, self.reduced, 512.4)
+            report = LayerReport(subjects, 4, kinds, self.without_tensor, self.layers, self.reduced, peak_mib=512.4)
             write_json(self.root / "layers/layers.json", report)
 
     def manifest(self, stage: str, result: dict[str, Any], inputs: dict[str, str] | None = None) -> None:
