@@ -16,19 +16,19 @@ from benchmarks.faults.image_kinds import write_image_kinds
 from benchmarks.faults.planted import Planted
 from benchmarks.faults.specimen import Specimen
 from export.metrics.distances import read_noise
-from export.records import parse_json
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.parity_report import Hop, Overall, overall_verdict
+from pipeline.artifacts.parity_report import Hop, Overall
 from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, Artifacts
 from pipeline.data.sample import Sample
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.keras import load_logits_model
 from pipeline.verification.culprits import culprits
-from pipeline.verification.decoding import compare_decoding, decoding_hop, explain_decoding
+from pipeline.verification.decoding import compare_decoding, explain_decoding
+from pipeline.verification.diagnose import with_decoding
 from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
@@ -114,13 +114,13 @@ class Examiner:
         if planted is not None:
             candidates = [replace(c, open=planted.runners.get(c.run_name, c.open)) for c in candidates]
         answers = self._run(candidates, reference, specimen, planted)
-        parity = judge(candidates, answers, reference, self.thresholds)
         decodings = self._decode(specimen, planted)
-        hop = decoding_hop(decodings)
-        hops = (*parity.hops, *((hop,) if hop is not None else ()))
-        at_fault = culprits(hops)
-        hints = self._explain(at_fault, candidates, answers, reference, specimen, decodings) if explained else ()
-        return Examination(overall_verdict(hops), hops, tuple(at_fault), hints, time.monotonic() - start)
+        parity = with_decoding(judge(candidates, answers, reference, self.thresholds), decodings)
+        at_fault = culprits(parity.hops)
+        hints: tuple[Hint, ...] = ()
+        if explained:
+            hints = self._explain(at_fault, candidates, answers, reference, specimen) + explain_decoding(decodings)
+        return Examination(parity.verdict, parity.hops, tuple(at_fault), hints, time.monotonic() - start)
 
     def _explain(
         self,
@@ -129,7 +129,6 @@ class Examiner:
         answers: Mapping[str, Answer],
         reference: Reference,
         specimen: Specimen,
-        decodings: Sequence[Decoding],
     ) -> tuple[Hint, ...]:
         factors = specimen.path(EQUALIZATION)
         case = Case(
@@ -140,9 +139,8 @@ class Examiner:
             {name: specimen.path(name) for name in (*ONNX.values(), *(c.name for c in candidates))},
             load=lambda: self._keras(specimen),
             factors=read_factors(factors) if factors.is_file() else {},
-            decoding=decodings,
         )
-        return explain([hop for hop in at_fault if hop.candidate != CARD], case) + explain_decoding(decodings)
+        return explain([hop for hop in at_fault if hop.candidate != CARD], case)
 
     def _run(
         self, candidates: Sequence[Candidate], reference: Reference, specimen: Specimen, planted: Planted | None
@@ -179,6 +177,6 @@ class Examiner:
 
 
 def _reference(specimen: Specimen) -> Reference:
-    meta = parse_json(read_arrays(specimen.path(REFERENCE), ("meta",))["meta"].tobytes(), "meta")
+    meta = parse_meta(read_arrays(specimen.path(REFERENCE), ("meta",))["meta"])
     pixels, labels, logits = (specimen.reference[name] for name in ("pixels", "labels", "logits"))
     return Reference(KERAS, sha256_file(specimen.path(KERAS)), pixels, labels, logits, read_noise(meta))

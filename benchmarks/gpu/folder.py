@@ -14,10 +14,10 @@ from benchmarks.gpu.options import MAIN, Options, check_artifacts, refuse_missin
 from benchmarks.gpu.plan import Estimates, Plan, PlannedStep, why_too_long
 from export.errors import ProjectError
 from export.metrics.distances import read_noise
-from export.records import parse_json, read_record
+from export.records import read_record
 from export.tensorrt.sidecar import Precision
 from export.words import count
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.engines import engine_source
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.manifest import INDEX, BundleIndex, matches_manifest
@@ -36,7 +36,7 @@ def read_reference(artifacts: Path) -> Reference:
     path = artifacts / REFERENCE
     try:
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"), "Keras' answers")
-        meta = parse_json(arrays["meta"].tobytes(), "meta")
+        meta = parse_meta(arrays["meta"])
         pixels, labels, logits = arrays["pixels"], arrays["labels"], arrays["logits"]
         _refuse_other_arrays(pixels, labels, logits)
         if not isinstance(sha256 := meta["model_sha256"], str):

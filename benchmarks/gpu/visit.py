@@ -135,8 +135,9 @@ class Visit:
         name = f"{precision}-{variant}"
         evidence, opener = self.record.evidence, partial(open_runner, self._engine(name), "tensorrt")
         candidate = Candidate(name, "tensorrt", precision, evidence.engines[name].plan_sha256, None, opener)
-        outputs = {name: evaluate(candidate, self.reference.pixels, 32, lambda images: None)}
-        judged = judge([candidate], outputs, self.reference, self.thresholds)
+        reference = self.reference
+        outputs = {name: evaluate(candidate, reference.pixels, 32, lambda images: None, noise=reference.noise)}
+        judged = judge([candidate], outputs, reference, self.thresholds)
         hops = (*(evidence.parity.hops if evidence.parity else ()), *judged.hops)
         self.record.change(parity=Parity(overall_verdict(hops), thresholds_by_precision(self.thresholds), hops))
         log.info("%s against Keras: %s", name, judged.verdict)

@@ -14,11 +14,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from export.errors import DataError
+from export.records import parse_json
 from export.words import count, listed
 
 MOST_DIRECTORY = 2**20  # bytes of a zip's central directory, some 15,000 members; Python takes ten times as much for it
@@ -136,6 +137,8 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
 RATIO, SMALL = 100, 32 * 2**20
 ARRAYS = "arrays as numpy.savez writes them"
 LONGEST_HEADER = 10_000  # bytes; NumPy's own limit
+# 50,000 names of 255 bytes, each of which JSON may write as three; a comma in a name counts as a value.
+MOST_META, MOST_META_VALUES = 64 * 2**20, 2**22
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -188,6 +191,15 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
             with archive.open(members[name]) as file:
                 arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
         return arrays
+
+
+def parse_meta(array: np.ndarray) -> Any:
+    """Parse the JSON that a stage keeps beside its arrays as bytes, such as the names of all test images.
+
+    Raises:
+        ValueError: It is not JSON, or out of bounds.
+    """
+    return parse_json(array.tobytes(), "meta", most=MOST_META, most_values=MOST_META_VALUES)
 
 
 def read_array(path: Path, most: int) -> np.ndarray:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import DataError
-from export.records import parse_json
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 
 SCHEMA = 1
 NEAR_TIE = 0.1  # margin of the reference below which a changed answer is a near tie
@@ -61,7 +60,7 @@ def read_image_results(path: Path) -> ImageResults:
     """
     arrays = read_arrays(path, ("labels", "classes", "scores", "margins", "noise_db", "meta"))
     try:
-        meta = parse_json(arrays.pop("meta").tobytes(), path.name)
+        meta = parse_meta(arrays.pop("meta"))
         if meta["schema"] != SCHEMA:
             raise ValueError(f"schema {meta['schema']}, where {SCHEMA} is read")
         results = ImageResults(tuple(map(str, meta["names"])), runs=tuple(map(str, meta["runs"])), **arrays)

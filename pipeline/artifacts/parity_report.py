@@ -94,7 +94,7 @@ class Hop:
         kl: Mean Kullback-Leibler divergence of the candidate's probabilities from the reference's, in nats.
         top5_agreement: Share of the images whose top class of the reference is among the candidate's best five; None
             with fewer than six classes.
-        changed: Indices of the images with another top class, at most `MOST_CHANGED`.
+        changed: Indices of the images with another top class, ascending; the first `MOST_CHANGED`.
         image_noise: SQNR image by image; None where nothing was compared.
     """
 
@@ -147,6 +147,11 @@ class Hop:
         A candidate that was not run itself has a ``from_keras`` hop that records it.
         """
         return self.verdict == NOT_RUN and self.kind != FROM_KERAS
+
+    @property
+    def changed_answers(self) -> int | None:
+        """Number of images with another top class; None where nothing was compared."""
+        return None if self.top1_agreement is None else round((1 - self.top1_agreement) * self.images)
 
     @property
     def equal(self) -> bool:

@@ -18,7 +18,7 @@ from pipeline.artifacts.paths import CARD, ONNX
 from pipeline.reporting.glossary import COSINE, KL, LOGITS, RELATIVE_L2, SQNR, STEP, TOP_1, TOP_5
 from pipeline.reporting.headline import short_name
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
-from pipeline.reporting.waterfall import chains, changed_answers, step_costs
+from pipeline.reporting.waterfall import chains, step_costs
 
 CHANGED = (
     "Lost / gained: images that only the reference, or only the candidate, classifies correctly; p: the probability "
@@ -67,7 +67,7 @@ def _distances(hop: Hop) -> tuple[str | Cell, ...]:
         number(hop.kl, ".2e"),
         *(share(value) for value in (hop.top1_agreement, hop.top5_agreement)),
         *(share(value) for value in (hop.accuracy_candidate, hop.accuracy_reference)),
-        f"{changed_answers(hop):,}",
+        number(hop.changed_answers, ",d"),
     )
 
 

@@ -72,7 +72,7 @@ def step_costs(chain: Chain) -> StepCosts | None:
     bars = []
     for step, energy in zip(chain.steps, energies):
         alone = "equal" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB"
-        changed = count(changed_answers(step), "answer")
+        changed = count(step.changed_answers or 0, "answer")
         percent = 100 * energy / total
         bars.append(
             Bar(
@@ -84,13 +84,8 @@ def step_costs(chain: Chain) -> StepCosts | None:
             )
         )
     chart = Chart(f"From Keras to {short_name(chain.whole.run_name)}: share of the error", bars, kind="plot steps")
-    changed = count(changed_answers(chain.whole), "answer")
+    changed = count(chain.whole.changed_answers or 0, "answer")
     return StepCosts(chart, f"{_sum(total, chain.whole)}, {changed} changed.")
-
-
-def changed_answers(hop: Hop) -> int:
-    """Return the number of images with another top class; ``hop.changed`` names at most the first thousand."""
-    return round((1 - (hop.top1_agreement or 0.0)) * hop.images)
 
 
 def _energy(step: Hop) -> float:

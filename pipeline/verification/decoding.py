@@ -22,6 +22,7 @@ from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, PASS, Hop
 from pipeline.artifacts.paths import CARD
 from pipeline.data.decode import DecodeSpec
+from pipeline.data.image_files import image_file
 from pipeline.data.jpeg import FORMATS
 from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
@@ -56,29 +57,34 @@ class _Pair(NamedTuple):
 
 
 def compare_decoding(
-    samples: Sequence[Sample], card: ModelCard, logits_of: Callable[[np.ndarray], np.ndarray] | None
+    samples: Sequence[Sample], card: ModelCard, logits_of: Callable[[np.ndarray], np.ndarray | None] | None
 ) -> tuple[Decoding, ...]:
     """Load image files as this project does and as Keras does, and compare pixels and logits by kind of file.
 
     Args:
         samples: images; those that are no files are left out, as are files that Keras cannot open.
         card: of the model; its `DecodeSpec` is this project's way.
-        logits_of: gives Keras' logits, float32 (N, C), of uint8 pixels (N, height, width, 3). None: pixels alone.
+        logits_of: gives Keras' logits, float32 (N, C), of uint8 pixels (N, height, width, 3); None where it cannot.
+            None: pixels alone.
 
     Returns:
         tuple[Decoding, ...]: one for each kind of file, by name. Kinds are read from the content of the files.
     """
     pairs: dict[_Kind, list[_Pair]] = defaultdict(list)
+    left_out: dict[str, str] = {}
     for sample in samples:
         if sample.path is None:
             continue
-        data = sample.path.read_bytes()
         try:
-            pair = _load_both(data, card.decode)
+            with image_file(sample.path) as data:
+                pair, kind = _load_both(data, card.decode), _kind_of(data, card.decode)
         except Exception as error:  # Keras opens fewer formats, and raises what Pillow does
-            log.debug("%s is not compared with Keras' loading: %s", sample.name, error)
-            continue
-        pairs[_kind_of(data, card.decode)].append(pair)
+            left_out[sample.name] = " ".join(str(error).split())
+        else:
+            pairs[kind].append(pair)
+    if left_out:
+        first, why = next(iter(left_out.items()))
+        log.info("%s not compared with Keras' loading, such as %s: %.200s", count(len(left_out), "file"), first, why)
     return tuple(_compared(kind, pairs[kind], logits_of) for kind in sorted(pairs))
 
 
@@ -180,16 +186,18 @@ def _load_both(data: bytes, decode: DecodeSpec) -> _Pair:
     return _Pair(own, keras, "resizing" if same else "decoding")
 
 
-def _compared(kind: _Kind, pairs: Sequence[_Pair], logits_of: Callable[[np.ndarray], np.ndarray] | None) -> Decoding:
+def _compared(
+    kind: _Kind, pairs: Sequence[_Pair], logits_of: Callable[[np.ndarray], np.ndarray | None] | None
+) -> Decoding:
     own, keras = np.stack([pair.own for pair in pairs]), np.stack([pair.keras for pair in pairs])
     difference = np.abs(own.astype(np.int16) - keras)
     error = None
     equal = not difference.any()
     if logits_of is not None and equal:
         error = 0.0
-    elif logits_of is not None:
-        reference = logits_of(keras).astype(np.float64)
-        error = float(np.abs(logits_of(own) - reference).max() / max(np.abs(reference).max(), 1e-30))
+    elif logits_of is not None and (logits := logits_of(np.concatenate([own, keras]))) is not None:
+        received, reference = np.split(logits.astype(np.float64), 2)
+        error = float(np.abs(received - reference).max() / max(np.abs(reference).max(), 1e-30))
     steps = {pair.step for pair in pairs}
     return Decoding(
         kind=kind.name,

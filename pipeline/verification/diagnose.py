@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import DataError
+from export.errors import DataError, ProjectError
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.parity_report import FAIL, ParityReport, overall_verdict
@@ -71,16 +71,21 @@ def compare_loading(
         if sample.path is not None:
             taken[kind := sample.path.suffix.lower()] += 1
             ranked.append((taken[kind], sample))
-    if not ranked or importlib.util.find_spec("keras") is None:
+    if not ranked or not all(map(importlib.util.find_spec, ("keras", "tensorflow"))):
         return ()
     start_tensorflow()
 
     @cache
     def model() -> Any:
-        return load_logits_model(artifacts.path(KERAS), card.output, allow)
+        try:
+            return load_logits_model(artifacts.path(KERAS), card.output, allow)
+        except ProjectError as error:  # its logits may be of a former run; pixels are compared all the same
+            log.warning("files are compared with Keras' loading by their pixels alone: %s", error)
+            return None
 
-    def logits_of(pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(model().predict_on_batch(card.preprocessing.apply(pixels)))
+    def logits_of(pixels: np.ndarray) -> np.ndarray | None:
+        network = model()
+        return None if network is None else np.asarray(network.predict_on_batch(card.preprocessing.apply(pixels)))
 
     ranked.sort(key=lambda pair: pair[0])
     return compare_decoding([sample for _, sample in ranked[:LOADED_IMAGES]], card, logits_of)
@@ -120,7 +125,6 @@ def explain_failures(
         paths={candidate.name: artifacts.path(candidate.name) for candidate in compared.candidates},
         load=partial(load_logits_model, artifacts.path(KERAS), compared.card.output, allow),
         factors=factors,
-        decoding=decoding,
     )
     at_fault = [hop for hop in culprits(compared.parity.hops) if hop.candidate != CARD]
     return (*explain(at_fault, case), *explain_decoding(decoding))

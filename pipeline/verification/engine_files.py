@@ -9,6 +9,8 @@ from pipeline.artifacts.engines import engine_sources, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.paths import Artifacts
 
+REMEDY = f"Build it again: {REBUILD}"
+
 
 @dataclass(frozen=True)
 class EngineFile:
@@ -17,7 +19,7 @@ class EngineFile:
     Attributes:
         source: ONNX file that it was built from; None if it is none of the present ones, or unknown.
         batch_sizes: Smallest, best and largest batch of its profile, and one more than the largest; empty if unknown.
-        why_not: Why it must not be compared, as a sentence; "" where nothing speaks against it.
+        why_not: Why it must not be compared, and behind it `REMEDY`; "" where nothing speaks against it.
     """
 
     source: str | None = None
@@ -39,18 +41,17 @@ def check_engine_file(artifacts: Artifacts, plan: str, plan_sha256: str) -> Engi
         sidecar = read_sidecar(artifacts.path(plan))
     except ProjectError:
         return EngineFile()
-    remedy = f"Build it again: {REBUILD}"
     precision = plan_precision(plan)
     if sidecar.plan_sha256 != plan_sha256:
-        return EngineFile(why_not=f"{plan} is not the plan that its sidecar describes. {remedy}")
+        return EngineFile(why_not=f"{plan} is not the plan that its sidecar describes. {REMEDY}")
     if sidecar.precision != precision:
         named = f"{plan} is named {precision.upper()}, and its sidecar says {sidecar.precision.upper()}"
-        return EngineFile(why_not=f"{named}. {remedy}")
+        return EngineFile(why_not=f"{named}. {REMEDY}")
     sources = engine_sources(artifacts, precision)
     source = next((name for name in sources if sha256_file(artifacts.path(name)) == sidecar.onnx_sha256), None)
     if source is None:
         stale = f"{plan} is stale: it was built from another file than {listed(sources, separator=' or ')} of today"
         digest = f"its sidecar has the sha256 {sidecar.onnx_sha256[:12]}"
-        return EngineFile(why_not=f"{stale} ({digest}). {remedy}")
+        return EngineFile(why_not=f"{stale} ({digest}). {REMEDY}")
     profile = sidecar.profile
     return EngineFile(source, (profile.min, profile.opt, profile.max, profile.max + 1))

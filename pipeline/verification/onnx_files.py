@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from export.errors import ProjectError
-from export.metrics.distances import IMAGES, FloatNoise
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.files import sha256_file
@@ -21,7 +19,7 @@ from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.foreign import ForeignRunner, log_softmax, precision_in
-from pipeline.runners.keras import load_logits_model, open_keras
+from pipeline.runners.keras import load_logits_model
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
@@ -29,6 +27,7 @@ from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
 from pipeline.verification.named_images import NamedImages
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
+from pipeline.verification.verify import run_keras
 
 if TYPE_CHECKING:
     import keras
@@ -82,7 +81,7 @@ def compare_onnx_files(
         ProjectError: a file is no ONNX file, or Keras gives no finite logits.
     """
     precisions = {file: precision or precision_in(file) for file in dict.fromkeys(files)}
-    logits, noise = _run_keras(keras_model, card, settings, images.pixels)
+    logits, noise = run_keras(keras_model, card, settings, images.pixels)
     reference = Reference(
         KERAS, sha256_file(keras_model), images.pixels, labels, logits, noise=noise, names=images.names
     )
@@ -151,18 +150,3 @@ def _load_with_logarithms(load: Callable[[], keras.Model]) -> keras.Model:
 
     model = load()
     return keras.Model(model.inputs, keras.ops.log_softmax(model.outputs[0]))
-
-
-def _run_keras(path: Path, card: ModelCard, settings: Recipe, pixels: np.ndarray) -> tuple[np.ndarray, FloatNoise]:
-    batch_size = settings.verify.batch_size
-    with open_keras(path, card, settings.model.allow, batch_size) as runner:
-        card.check_runner(runner, KERAS)
-        parts = []
-        with progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
-            for start in range(0, len(pixels), batch_size):
-                parts.append(runner.infer(pixels[start : start + batch_size]).logits)
-                bar.update(len(parts[-1]))
-        logits = np.concatenate(parts)
-        if not np.isfinite(logits).all():
-            raise ProjectError(f"Expected finite logits from {path}. Received: NaN or infinity; the model is broken.")
-        return logits, runner.noise(pixels[:IMAGES], float(np.abs(logits).max()))

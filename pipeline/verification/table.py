@@ -77,7 +77,7 @@ def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
     """
     if results is None or not hop.compared or hop.run_name not in results.runs:
         return None
-    if len(results.margins) != hop.images or count_changed(hop) != len(hop.changed):
+    if len(results.margins) != hop.images or hop.changed_answers != len(hop.changed):
         return None
     answered = results.classes[results.runs.index(hop.run_name)] >= 0
     return sum(bool(answered[image] and results.margins[image] < NEAR_TIE) for image in hop.changed)
@@ -86,19 +86,14 @@ def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
 def shorten_hops(parity: ParityReport, results: ImageResults | None = None) -> tuple[VerifiedHop, ...]:
     """Return the hops in short, for the manifest and for ``--json``."""
     return tuple(
-        VerifiedHop(name_hop(hop), hop.verdict, hop.sqnr_db, count_changed(hop), near_ties_of(hop, results), hop.why)
+        VerifiedHop(name_hop(hop), hop.verdict, hop.sqnr_db, hop.changed_answers, near_ties_of(hop, results), hop.why)
         for hop in parity.hops
     )
 
 
-def count_changed(hop: Hop) -> int | None:
-    """Return the number of changed answers; None where nothing was compared."""
-    return None if hop.top1_agreement is None else round((1 - hop.top1_agreement) * hop.images)
-
-
 def _changed_text(hop: Hop, results: ImageResults | None) -> str:
     """Format the answers that changed, such as "6 of 372, 5 near ties"."""
-    if (changed := count_changed(hop)) is None:
+    if (changed := hop.changed_answers) is None:
         return ""
     ties = near_ties_of(hop, results) if changed else None
     return f"{changed:,} of {hop.images:,}" + (f", {count(ties, 'near tie')}" if ties is not None else "")

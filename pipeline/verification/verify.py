@@ -13,10 +13,9 @@ import numpy as np
 
 from export.errors import DataError, ProjectError
 from export.metrics.distances import IMAGES, FloatNoise, read_noise
-from export.records import parse_json
 from export.tensorrt.sidecar import sidecar_path
 from export.words import count
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.engines import engines, plan_precision
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
@@ -162,7 +161,7 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
         check_readable(len(images), settings.verify.min_images, "test", decoder)
         skipped = decoder.skipped
         names = tuple(sample.name for sample in samples if sample.name not in skipped)
-        logits, noise = _run_keras(inputs, settings, card, images)
+        logits, noise = run_keras(inputs.path(KERAS), card, settings, images)
         saved = {"pixels": images, "labels": labels, "logits": logits}
     elif (known := len(saved["labels"])) < settings.verify.min_images:  # the minimum was raised since
         raise DataError(
@@ -170,7 +169,7 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
             f"{known:,} in {REFERENCE}. Add images to the test split, or lower the minimum."
         )
     elif noise is None and importlib.util.find_spec("keras") is not None:  # an earlier version wrote the file
-        _, noise = _run_keras(inputs, settings, card, saved["pixels"], saved["logits"])
+        _, noise = run_keras(inputs.path(KERAS), card, settings, saved["pixels"], saved["logits"])
     if not names and len(here := list_samples(inputs, settings.verify.max_images)) == len(saved["labels"]):
         names = tuple(sample.name for sample in here)  # an earlier version wrote the file
     beside = {"noise": asdict(noise) if noise is not None else None, "names": names}
@@ -187,15 +186,29 @@ def make_reference(inputs: Inputs, settings: Recipe, card: ModelCard, out: Path)
     return Reference(KERAS, meta["model_sha256"], pixels, labels, logits, noise, with_it, names), skipped
 
 
-def _run_keras(
-    inputs: Inputs, settings: Recipe, card: ModelCard, pixels: np.ndarray, logits: np.ndarray | None = None
+def run_keras(
+    model: Path, card: ModelCard, settings: Recipe, pixels: np.ndarray, logits: np.ndarray | None = None
 ) -> tuple[np.ndarray, FloatNoise]:
-    """Return Keras' logits, computed unless they are passed in, and how far rounding alone moves them."""
+    """Run Keras over images with a progress bar.
+
+    Args:
+        model: the Keras model.
+        card: its card.
+        settings: the recipe, for `verify.batch_size` and `model.allow`.
+        pixels: uint8 (N, height, width, 3).
+        logits: Keras' logits of these images. Defaults to None: computed.
+
+    Returns:
+        tuple[np.ndarray, FloatNoise]: float32 (N, C) logits, and how far rounding alone moves them.
+
+    Raises:
+        ProjectError: Keras is not here, refuses the model, or gives logits that are not finite.
+    """
     from pipeline.runners.keras import open_keras
 
-    model, batch_size, allow = inputs.path(KERAS), settings.verify.batch_size, settings.model.allow
+    batch_size = settings.verify.batch_size
     try:
-        runner = open_keras(model, card, allow, batch_size)
+        runner = open_keras(model, card, settings.model.allow, batch_size)
         with runner, progress_bar(total=len(pixels), desc=f"  {KERAS}", unit="img") as bar:
             card.check_runner(runner, KERAS)
             if logits is None:
@@ -228,7 +241,7 @@ def _read_reference(
         if not vouched:
             raise ValueError("it is not what the verify stage wrote")
         arrays = read_arrays(path, ("meta", "pixels", "labels", "logits"))
-        meta = parse_json(arrays.pop("meta").tobytes(), "meta")
+        meta = parse_meta(arrays.pop("meta"))
         noise = read_noise(meta)
         meta.pop("noise", None)
         names = tuple(map(str, meta.pop("names", ())))

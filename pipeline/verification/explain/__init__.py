@@ -24,6 +24,7 @@ from pipeline.verification.explain.outputs import explain_outputs
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,12 @@ def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
             runs.setdefault(hop.run_name, hop)
     for hop in runs.values():
         try:
-            found = _explain_run(hop, case)
-        except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a hint
+            found = _explain_run(hop, case) or [_unknown(hop)]
+        except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a cause
             log.warning("%s: why it fails could not be computed: %s", hop.run_name, error)
             log.debug("why:", exc_info=True)
-            continue
-        ranked = sorted(found or [_unknown(hop)], key=lambda explanation: not explanation.layer)
+            found = [_unknown(hop).changed(text=f"The search for the cause ended in an error: {error!s:.300}")]
+        ranked = sorted(found, key=lambda explanation: not explanation.layer)
         hints += [
             Hint(hop.run_name, hop.reference, e.cause, e.text, e.evidence, e.remedy, e.layer)
             for e in ranked[:MOST_HINTS]
@@ -66,10 +67,8 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     candidate, precision = case.candidate_of(hop), hop.precision
     answer = case.answers[candidate.run_name]
     path = case.paths.get(candidate.name)
-    if candidate.backend == "tensorrt" and path is not None:
-        files = {other.name: other.sha256 for other in case.candidates if other.name.endswith(".onnx")}
-        if stale := explain_engine(path, files):
-            return [stale]
+    if candidate.why_not:
+        return [explain_engine(candidate.why_not)]
     expected = _expected(hop, case)
     found: list[Explanation] = []
     if answer.logits is not None:
@@ -117,7 +116,7 @@ def _explain_file(
     from pipeline.verification.explain.twin import run, without_rounding
 
     model = onnx.load(str(path))
-    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+    if not _takes_pixels(model):
         return []
     # Images whose answers are not finite first.
     order = np.argsort(np.isfinite(received).all(axis=1), kind="stable")
@@ -160,10 +159,19 @@ def _located(explanation: Explanation, path: Path | None, pixels: np.ndarray) ->
 
     from pipeline.verification.explain.half import first_not_finite
 
-    layer = first_not_finite(onnx.load(str(path)), pixels)
+    if not _takes_pixels(model := onnx.load(str(path))):
+        return explanation
+    layer = first_not_finite(model, pixels)
     layer = "" if layer in _NO_LAYERS else layer
     where = f" The first such values are behind layer {layer!r}." if layer else ""
     return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")
+
+
+def _takes_pixels(model: onnx.ModelProto) -> bool:
+    """Whether a file takes uint8 pixels, so that its graph can be run on them as it is."""
+    import onnx
+
+    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
 def _settled(found: Sequence[Explanation]) -> bool:

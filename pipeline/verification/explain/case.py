@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.artifacts.diagnosis import Decoding
 from pipeline.artifacts.parity_report import Hop
 from pipeline.models.model_card import ModelCard
 from pipeline.verification.parity import Answer, Candidate, Reference
@@ -35,7 +34,6 @@ class Case:
             `ModuleNotFoundError`.
         factors: Factors by channel of the INT8 file's tensors, by tensor: the file's value is Keras' value over the
             factor. Defaults to none.
-        decoding: How the files of the test images are decoded here and by Keras. Defaults to none.
     """
 
     candidates: Sequence[Candidate]
@@ -45,7 +43,6 @@ class Case:
     paths: Mapping[str, Path]
     load: Callable[[], keras.Model] | None = None
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    decoding: Sequence[Decoding] = ()
 
     @cached_property
     def model(self) -> Any | None:

@@ -145,9 +145,7 @@ def make_part(
     norm = _folded_norm(layer, subject, mapping, structure)
     model = extract(subject.model, list(found.inputs), [layer.tensor])
     plain = without_rounding(model) if subject.precision == "int8" else in_fp32(model)
-    inputs = {
-        key: value if value.dtype == np.uint8 else value.astype(np.float32) for key, value in found.inputs.items()
-    }
+    inputs = {name: _as_floats(value) for name, value in found.inputs.items()}
     own = run_part(plain, inputs)
     reference = found.reference.astype(np.float32)
     if norm is not None:  # folded into a Conv that is so wrong that its tensor was taken for that of the Conv alone

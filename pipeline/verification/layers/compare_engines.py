@@ -10,12 +10,13 @@ import numpy as np
 from export.errors import DeviceUnavailableError, ProjectError
 from export.onnx_passes.file import load_model
 from export.tensorrt.sidecar import Precision, read_sidecar
-from pipeline.artifacts.engines import engine_sources, engines, plan_flavour, plan_precision
+from pipeline.artifacts.engines import engines, plan_flavour, plan_precision
 from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.layer_report import LayerRun
 from pipeline.artifacts.paths import EQUALIZATION, Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
+from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.layers.compare import THRESHOLDS_DB, batch_size, compare_layers
 from pipeline.verification.layers.engines import NOTE, FedEngine, open_builder
 from pipeline.verification.layers.keras_layers import KerasLayers
@@ -45,15 +46,13 @@ def built_from(artifacts: Artifacts, plan: str) -> str:
     """Return the ONNX file that an engine was built from.
 
     Raises:
-        ProjectError: It is not here, or the engine's sidecar is damaged.
+        ProjectError: It is not here, or the engine is not what its sidecar says, or the sidecar is damaged.
     """
-    digest = read_sidecar(artifacts.path(plan)).onnx_sha256
-    for name in engine_sources(artifacts, plan_precision(plan)):
-        if sha256_file(artifacts.path(name)) == digest:
-            return name
-    raise ProjectError(
-        f"Expected the ONNX file that {plan} was built from. Received: other files. Run the build stage again."
-    )
+    read_sidecar(artifacts.path(plan))
+    file = check_engine_file(artifacts, plan, sha256_file(artifacts.path(plan)))
+    if file.source is None:
+        raise ProjectError(f"Expected the ONNX file that {plan} was built from. Received: {file.why_not}")
+    return file.source
 
 
 def compare_engines(

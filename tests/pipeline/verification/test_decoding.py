@@ -84,6 +84,8 @@ def test_the_logits_of_both_are_compared(files: dict[str, Path]) -> None:
     found = {one.kind: one for one in compare_decoding(samples(*kinds), card(DecodeSpec(SIZE, "stretch")), logits)}
     assert found["PNG, RGB"].relative_error == 0
     assert (found["PNG, alpha"].relative_error or 0) > 0.1
+    (alone,) = compare_decoding(samples(files["PNG, alpha"]), card(DecodeSpec(SIZE, "stretch")), lambda pixels: None)
+    assert (alone.relative_error, alone.equal) == (None, False), "a model that does not load hides no pixels"
 
 
 def test_scaled_decoding_of_jpeg_is_a_rule_of_its_own(tmp_path: Path) -> None:
@@ -98,11 +100,18 @@ def test_scaled_decoding_of_jpeg_is_a_rule_of_its_own(tmp_path: Path) -> None:
     assert (found.equal, found.required) == (True, True)
 
 
-def test_what_is_no_file_or_no_picture_for_keras_is_left_out(tmp_path: Path) -> None:
+def test_what_is_no_file_or_no_picture_for_keras_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("keras")
+    caplog.set_level("INFO")
     (tmp_path / "text.jpg").write_bytes(b"no picture")
     array = Sample("digits/1", 0, "", lambda: np.zeros((8, 8), np.uint8))
-    assert compare_decoding([array, *samples(tmp_path / "text.jpg")], card(DecodeSpec(SIZE, "stretch")), None) == ()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    lost = samples(*(tmp_path / name for name in ("text.jpg", "gone.jpg", "cut.png")))
+    assert compare_decoding([array, *lost], card(DecodeSpec(SIZE, "stretch")), None) == ()
+    assert "3 files not compared with Keras' loading" in caplog.text
     assert decoding_hop(()) is None
 
 

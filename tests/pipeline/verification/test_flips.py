@@ -58,6 +58,11 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
     for name in ("labels", "classes", "scores", "margins", "noise_db"):
         np.testing.assert_array_equal(getattr(again, name), getattr(results, name))
         assert getattr(again, name).dtype == getattr(results, name).dtype
+    number = 50_000  # of the largest sets; the names are longer than a record's JSON may be
+    names, zeros = tuple(f"{'é' * 60}, {at:06d}.jpg" for at in range(number)), np.zeros(number, np.float32)
+    many = ImageResults(names, zeros.astype(int), ("k",), zeros[None], zeros[None], zeros, zeros[None])
+    many.write(tmp_path / "many.npz")
+    assert read_image_results(tmp_path / "many.npz").names == names
     replace(results, margins=results.margins[1:]).write(tmp_path / "images.npz")
     with pytest.raises(DataError, match=r"margins of shape \(5,\), where \(6,\) is needed. Run it again"):
         read_image_results(tmp_path / "images.npz")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -12,11 +13,17 @@ import pytest
 from onnx import helper
 
 from export.errors import DeviceUnavailableError, RunnerError
+from pipeline.artifacts.parity_report import FAIL, PASS, Hop
+from pipeline.artifacts.paths import KERAS
+from pipeline.models.model_card import ModelCard
 from pipeline.runners.base import Outputs, softmax
 from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.verification.explain import explain
 from pipeline.verification.explain.batches import Runs, explain_batches, nodes_over_batch, run_in_batches
-from pipeline.verification.parity import Candidate
+from pipeline.verification.explain.case import Case
+from pipeline.verification.parity import Answer, Candidate, Reference
 from tests import tiny_onnx
+from tests.foreign_onnx import foreign
 
 IMAGES = tiny_onnx.pixels(8)
 WEIGHTS = np.random.default_rng(0).normal(0, 1e-4, (IMAGES[0].size, 4))
@@ -105,6 +112,20 @@ def test_a_nan_of_the_image_itself_is_told_from_one_of_the_batch() -> None:
     assert "Test image 3: 4 x NaN" in texts[0]
     assert "comes from what these images hold" in texts[1]
     assert "Test image 5" in texts[1]
+
+
+def test_a_nan_of_a_file_that_takes_floats_is_named_without_its_layer(tmp_path: Path) -> None:
+    run, logits = candidate(lambda: FakeRunner(one_nan)), one_nan(IMAGES)
+    case = Case(
+        [run],
+        {run.run_name: Answer(logits, PASS)},
+        Reference(KERAS, "", IMAGES, np.zeros(len(IMAGES), int), right(IMAGES)),
+        cast(ModelCard, SimpleNamespace(classes=tuple("abcd"))),
+        {run.name: foreign(tmp_path / "theirs.onnx")},
+    )
+    hop = Hop("from_keras", KERAS, run.name, "onnxruntime", "fp32", len(IMAGES), FAIL)
+    (hint,) = explain([hop], case)
+    assert (hint.cause, hint.layer) == ("not finite", "")
 
 
 def test_a_device_that_is_not_here_is_not_run() -> None:

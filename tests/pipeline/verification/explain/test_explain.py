@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,11 +21,12 @@ from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.keras import load_logits_model
 from pipeline.runners.open import open_runner
 from pipeline.verification.culprits import culprits
+from pipeline.verification.engine_files import REMEDY
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
 from pipeline.verification.explain.twin import quantized_tensors
-from pipeline.verification.parity import Candidate, Reference, judge
+from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from tests.conftest import Chain
 
 IMAGES = 32
@@ -226,19 +226,19 @@ def test_an_error_of_its_own_hides_nothing(bench: Bench, tmp_path: Path, caplog:
     hops, case = bench.judged(tmp_path, "fp32", plant(bench.load("fp32"), "padding", bench))
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(b"no model")
-    assert explain(hops, replace(case, paths={ONNX["fp32"]: damaged})) == ()
+    (hint,) = explain(hops, replace(case, paths={ONNX["fp32"]: damaged}))
+    assert hint.cause == "unknown"
+    assert "ended in an error" in hint.text, "a page without a hint would look like one that found nothing to say"
     assert "could not be computed" in caplog.text
 
 
-def test_a_stale_engine_is_named(bench: Bench, made_chain: Chain, tmp_path: Path) -> None:
-    name = "build/rtx/fp32.plan"
-    shutil.copytree(made_chain.root / "build/rtx", tmp_path / "build/rtx")
-    plan = tmp_path / name
+@pytest.mark.parametrize("why_not", ["p.plan is stale: of another file", "p.plan is not the plan of its sidecar"])
+def test_an_engine_that_must_not_run_is_named_by_what_the_verdict_says(
+    why_not: str, bench: Bench, tmp_path: Path
+) -> None:
     hops, case = bench.judged(tmp_path, "fp32", plant(bench.load("fp32"), "padding", bench))
-    engine = replace(case.candidates[0], name=name, backend="tensorrt", step_from=ONNX["fp32"])
-    hop = replace(hops[0], candidate=name, backend="tensorrt")
-    answers = {**case.answers, name: case.answers[ONNX["fp32"]]}
-    stale = replace(case, candidates=[*case.candidates, engine], answers=answers, paths={**case.paths, name: plan})
-    (hint,) = explain([hop], stale)
-    assert hint.cause == "stale engine"
-    assert "--force" in hint.remedy
+    engine = replace(case.candidates[0], name="p.plan", backend="tensorrt", why_not=f"{why_not}. {REMEDY}")
+    hop = replace(hops[0], candidate="p.plan", backend="tensorrt")
+    answers = {**case.answers, "p.plan": Answer(None, FAIL, engine.why_not)}
+    (hint,) = explain([hop], replace(case, candidates=[*case.candidates, engine], answers=answers))
+    assert (hint.cause, hint.evidence, hint.remedy) == ("stale engine", f"{why_not}.", REMEDY)

@@ -123,4 +123,4 @@ def test_an_engine_of_another_file_is_not_compared(report: Callable[[], LayerRep
     (tmp_path / "tiny" / ONNX["int8"]).write_bytes(classifier("int8", channels=9).SerializeToString())
     engine = report().runs[-1]
     assert engine.rows == ()
-    assert f"the ONNX file that {PLAN} was built from. Received: other files." in engine.note
+    assert f"the ONNX file that {PLAN} was built from. Received: {PLAN} is stale" in engine.note
