@@ -72,6 +72,12 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
             return [stale]
     expected = _expected(hop, case)
     found: list[Explanation] = []
+    if answer.extreme is not None and answer.extreme.changed:
+        from pipeline.verification.explain.half import explain_overflow
+
+        found.append(explain_overflow(answer.extreme, expected, answer.logits, precision))
+    if _settled(found):
+        return found
     if answer.logits is not None:
         found += explain_outputs(expected, answer.logits, answer.probabilities, precision, case.card.classes)
     if _settled(found):
@@ -87,9 +93,10 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
         return found
     model = case.model if expected is case.reference.logits else None
     if model is not None:
-        found += explain_inputs(
-            _predict(model), pixels, runs.together, case.card.preprocessing, precision, _first_layer(file)
-        )
+        # Scales of INT8 that do not fit look like other pixels, so without the rounding that they do.
+        own = _unrounded(file, pixels) if file is not None and precision == "int8" else None
+        logits = runs.together if own is None else own
+        found += explain_inputs(_predict(model), pixels, logits, case.card.preprocessing, precision, _first_layer(file))
     if _settled(found) or file is None or candidate.backend != "onnxruntime":
         return found
     return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
@@ -111,10 +118,9 @@ def _explain_file(
     """Return what an ONNX file shows: its scales, its types, its layers."""
     import onnx
 
-    from pipeline.verification.explain.half import explain_range
+    from pipeline.verification.explain.half import explain_weights_beyond
     from pipeline.verification.explain.layers import explain_layers
     from pipeline.verification.explain.quantized import explain_scales
-    from pipeline.verification.explain.twin import run, without_rounding
 
     model = onnx.load(str(path))
     if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
@@ -126,11 +132,7 @@ def _explain_file(
     if hop.precision == "int8":
         found += explain_scales(model, pixels, expected, received, case.card.preprocessing)
     if hop.precision != "fp32" and not _settled(found):
-        found += explain_range(model, pixels, expected, received, hop.precision)
-    if hop.precision != "fp32" and not _settled(found) and keras_model is not None:
-        logits = next(iter(run(without_rounding(model), pixels).values()))
-        spec, predict = case.card.preprocessing, _predict(keras_model)
-        found += explain_inputs(predict, pixels, logits, spec, hop.precision, _first_layer(path))
+        found += explain_weights_beyond(model)
     if not _settled(found) and keras_model is not None:
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
@@ -138,6 +140,18 @@ def _explain_file(
         origin = onnx.load(str(earlier)) if earlier is not None else None
         found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
+
+
+def _unrounded(path: Path, pixels: np.ndarray) -> np.ndarray | None:
+    """Return the logits of a file without the rounding of its activations; None where it takes no pixels."""
+    import onnx
+
+    from pipeline.verification.explain.twin import run, without_rounding
+
+    model = onnx.load(str(path))
+    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+        return None
+    return next(iter(run(without_rounding(model), pixels).values()))
 
 
 def _first_layer(path: Path | None) -> str:
