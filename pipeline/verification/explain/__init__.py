@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.words import count
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.parity_report import STEP, TOP_K, Hop
 from pipeline.verification.explain.batches import explain_batches, run_in_batches
 from pipeline.verification.explain.case import Case
 from pipeline.verification.explain.engines import explain_engine
-from pipeline.verification.explain.fit import NEAR, Explanation, fit_db
+from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.inputs import explain_inputs
 from pipeline.verification.explain.outputs import explain_outputs
 
@@ -99,7 +100,10 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
         found += explain_inputs(_predict(model), pixels, logits, case.card.preprocessing, precision, _first_layer(file))
     if _settled(found) or file is None or candidate.backend != "onnxruntime":
         return found
-    return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+    found += _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+    if not found and precision == "int8" and model is not None:
+        found += _rounding_of_all(expected[: len(pixels)], runs.together, file, pixels)
+    return found
 
 
 def _expected(hop: Hop, case: Case) -> np.ndarray:
@@ -152,6 +156,26 @@ def _unrounded(path: Path, pixels: np.ndarray) -> np.ndarray | None:
     if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
         return None
     return next(iter(run(without_rounding(model), pixels).values()))
+
+
+def _rounding_of_all(expected: np.ndarray, received: np.ndarray, path: Path, pixels: np.ndarray) -> list[Explanation]:
+    """Say of INT8 logits that are nearly right, where no layer is wrong on its own, that rounding adds up."""
+    fit, unrounded = fit_db(expected, received), _unrounded(path, pixels)
+    if unrounded is None or min(fit, exact := fit_db(expected, unrounded)) < NEAR["int8"]:
+        return []
+    return [
+        Explanation(
+            "unknown",
+            "No fault was found: each layer is as close to Keras as INT8 allows where it is fed with Keras' values, "
+            "and the rounding of all of them adds up to more than the threshold allows.",
+            f"On {count(len(pixels), 'image')}, the logits differ from Keras' by {difference_in_words(fit)} "
+            f"({fit:.1f} dB SQNR), and without the rounding of activations by {difference_in_words(exact)} "
+            f"({exact:.1f} dB).",
+            "Let some layers stay in FP16: set quantize.sensitivity=always and raise quantize.max_kept. Or, where "
+            "agreement and accuracy suffice, lower the threshold: verify.thresholds.int8.sqnr_db.",
+            settles=False,
+        )
+    ]
 
 
 def _first_layer(path: Path | None) -> str:
