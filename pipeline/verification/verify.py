@@ -230,7 +230,7 @@ def _read_reference(
         meta.pop("noise", None)
         names = tuple(map(str, meta.pop("names", ())))
         if len(names) not in (0, len(arrays["labels"])):
-            raise ValueError(f"{len(names):,} names of {count(len(arrays['labels']), 'image')}")
+            raise ValueError(f"{count(len(names), 'name')} of {count(len(arrays['labels']), 'image')}")
         return meta, arrays, noise, names
     except Exception as error:  # a damaged zip fails in many ways; it is only a cache, so it is computed again
         log.warning("%s is damaged and is computed again: %s", path, error)
