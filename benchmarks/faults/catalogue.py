@@ -68,7 +68,17 @@ FAULTS: Mapping[str, Fault] = {
             ),
         },
     ),
-    "overflow": Fault("FP16 overflow in one layer", forms({"weights": layer_edits.overflow_weights}, ("fp16",))),
+    "overflow": Fault(
+        "FP16 overflow in one layer",
+        forms(
+            {
+                "activation": layer_edits.overflow_activation,
+                "between": layer_edits.overflow_between,
+                "weights": layer_edits.overflow_weights,
+            },
+            ("fp16",),
+        ),
+    ),
     "stale": Fault("stale engine", engines.STALE),
     "first-row": Fault(
         "an engine that returns the first row for all",

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 from benchmarks.faults.graph_edits import (
     add_constant,
+    add_node,
     before_pair,
     convolutions,
     only_reader,
@@ -22,6 +23,7 @@ from export.onnx_passes.graph import attribute, constants, copy_model, topologic
 from export.onnx_passes.layer_names import keras_layer
 from export.onnx_passes.repairs import set_attribute
 from pipeline.artifacts.diagnosis import Cause
+from pipeline.verification.explain.twin import in_fp32, run
 
 SIGNIFICANT = 2  # weights of a layer with fewer bits in their mantissa than this are a fault in every precision
 
@@ -91,17 +93,59 @@ def _rescale(model: onnx.ModelProto, tensor: str, random: np.random.Generator) -
 
 def overflow_weights(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
     """Scale one convolution beyond FP16's largest number, and the next one down by as much."""
-    pairs = [
-        (node, reader)
-        for node in convolutions(model)
-        if (reader := only_reader(model, node.output[0])) is not None and reader.op_type == "Conv"
-    ]
-    node, reader = draw(random, pairs, "two convolutions in a row")
+    node, reader = draw(random, _in_a_row(model), "two convolutions in a row")
     weight, factor = weight_of(model, node), 0.0
     factor = 2.0 * 65504 / np.abs(values(model, weight)).max()
     for name, by in ((weight, factor), (node.input[2], factor), (weight_of(model, reader), 1 / factor)):
         set_values(model, name, by * values(model, name))
     return Change("weights beyond 65,504", ("overflow", "not finite"), layers_of(specimen, node))
+
+
+def overflow_activation(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
+    """Let one convolution's values exceed FP16's largest number, with finite weights, and scale them down behind it.
+
+    The factor is a power of two, so that in FP32 the answers stay as they are, bit for bit.
+    """
+    node, reader, factor = _outgrown(model, specimen, random)
+    for name in (weight_of(model, node), node.input[2]):
+        set_values(model, name, factor * values(model, name))
+    by = add_constant(model, "overflow/factor", np.asarray(1 / factor, np.float16))
+    reader.input[0] = add_node(model, "Mul", [reader.input[0], by], "overflow/scaled")
+    return Change("values beyond 65,504", ("overflow",), layers_of(specimen, node))
+
+
+def overflow_between(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
+    """Let one convolution's values exceed FP16's largest number, and scale the weights of the next one down."""
+    node, reader, factor = _outgrown(model, specimen, random)
+    for name, by in ((weight_of(model, node), factor), (node.input[2], factor), (weight_of(model, reader), 1 / factor)):
+        set_values(model, name, by * values(model, name))
+    return Change("values beyond 65,504 between two layers", ("overflow",), layers_of(specimen, node))
+
+
+def _in_a_row(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Return the convolutions whose only reader is a convolution, each with it."""
+    return [
+        (node, reader)
+        for node in convolutions(model)
+        if (reader := only_reader(model, node.output[0])) is not None and reader.op_type == "Conv"
+    ]
+
+
+def _outgrown(
+    model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator
+) -> tuple[onnx.NodeProto, onnx.NodeProto, float]:
+    """Draw two convolutions in a row, and a factor by which the values between them exceed FP16, but no weight."""
+    pairs = _in_a_row(model)
+    between = [reader.input[0] for _, reader in pairs]
+    largest = run(in_fp32(model), specimen.reference["pixels"][:4], between) if pairs else {}
+    found = []
+    for node, reader in pairs:
+        if (top := float(largest[reader.input[0]].max())) > 0:
+            factor = 2.0 ** np.ceil(np.log2(2 * 65504 / top))
+            weights = (values(model, name) for name in (weight_of(model, node), node.input[2]))
+            if factor * max(np.abs(weight).max() for weight in weights) < 65504:
+                found.append((node, reader, factor))
+    return draw(random, found, "two convolutions in a row, with values larger than the weights")
 
 
 def shift_padding(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:

@@ -100,7 +100,7 @@ class ForeignRunner:
             RunnerError: wrong pixels, a closed runner, a file that takes floats without ``preprocess``, or a failure.
         """
         check_pixels(pixels, self._size)
-        rows = self.scores(self._inputs(pixels))
+        rows = self.scores(self.inputs(pixels))
         if self.log_floor is None:
             return Outputs(rows, softmax(rows))
         return Outputs(log_probabilities(rows, self.log_floor), rows)
@@ -127,7 +127,12 @@ class ForeignRunner:
     def _at_once(self) -> int:
         return self._fixed or self.max_batch
 
-    def _inputs(self, pixels: np.ndarray) -> np.ndarray:
+    def inputs(self, pixels: np.ndarray) -> np.ndarray:
+        """Return uint8 NHWC RGB pixels as `scores` takes them.
+
+        Raises:
+            RunnerError: the file takes floats, and there is no ``preprocess``.
+        """
         if self.dtype == np.uint8:
             return pixels[..., : self._channels]
         if self._preprocess is None:
@@ -137,26 +142,29 @@ class ForeignRunner:
             )
         return self._preprocess(pixels)[..., : self._channels]
 
+    def feed(self, inputs: np.ndarray) -> np.ndarray:
+        """Return images that `scores` takes in the layout, type and, where it is fixed, batch size of the file."""
+        if self._fixed is not None and len(inputs) < self._fixed:
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self._fixed - len(inputs), axis=0)])
+        values = inputs.transpose(0, 3, 1, 2) if self._channels_first else inputs
+        return np.ascontiguousarray(values, dtype=self.dtype)
+
     def _run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Run at most `_at_once` images; a smaller batch is filled up with its last image where the size is fixed."""
         if self._session is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
-        number = len(inputs)
-        if self._fixed is not None and number < self._fixed:
-            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self._fixed - number, axis=0)])
-        values = inputs.transpose(0, 3, 1, 2) if self._channels_first else inputs
-        feed = {self._session.get_inputs()[0].name: np.ascontiguousarray(values, dtype=self.dtype)}
+        number, fed = len(inputs), self.feed(inputs)
         names = [output.name for output in self._session.get_outputs()]
         try:
-            results = self._session.run(names, feed)
+            results = self._session.run(names, {self._session.get_inputs()[0].name: fed})
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise RunnerError(
-                f"Expected {self.path} to run a batch of {len(inputs)}. Received: {str(error).strip()}"
+                f"Expected {self.path} to run a batch of {len(fed)}. Received: {str(error).strip()}"
             ) from error
         rows = {name: np.asarray(value) for name, value in zip(names, results)}
-        if self._output and len(rows[self._output]) != len(inputs):
+        if self._output and len(rows[self._output]) != len(fed):
             raise RunnerError(
-                f"Expected a row for each of {count(len(inputs), 'image')} from {self.path}. Received: {self._output} "
+                f"Expected a row for each of {count(len(fed), 'image')} from {self.path}. Received: {self._output} "
                 f"of shape {rows[self._output].shape}. Export it again with a free batch size."
             )
         return {name: value[:number] if value.ndim else value for name, value in rows.items()}

@@ -27,7 +27,10 @@ from pipeline.runners.foreign import (
     log_softmax,
     precision_in,
 )
+from pipeline.verification.explain.exceeding import IMAGES as FEW
+from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.explain.outputs import explain_outputs
+from pipeline.verification.overflow import Extreme
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
 if TYPE_CHECKING:
@@ -50,12 +53,20 @@ class _Model:
         predict: from images as the model takes them to rows of scores.
         dtype: of these images; None: any.
         log_floor: of a model that is known to give probabilities, see `ForeignRunner`. Defaults to None.
+        extreme: finds what exceeds FP16 in an ONNX file for a few of these images. Defaults to None: it is none.
     """
 
-    def __init__(self, predict: Rows, dtype: np.dtype[Any] | None, log_floor: float | None = None) -> None:
+    def __init__(
+        self,
+        predict: Rows,
+        dtype: np.dtype[Any] | None,
+        log_floor: float | None = None,
+        extreme: Callable[[np.ndarray], Extreme | None] | None = None,
+    ) -> None:
         self._predict = predict
         self.dtype = dtype
         self.log_floor = log_floor
+        self.extreme = extreme
 
     def inputs(self, images: np.ndarray, preprocess: Rows | None, name: str) -> np.ndarray:
         """Return images as the model takes them."""
@@ -161,7 +172,9 @@ def assert_parity(
                 f"{count(len(before), 'image')} from {names[0]}. Nothing can be shown by it: see what it is fed with."
             )
         with _opened(candidate, decoded.pixels, before.shape[1]) as other:
-            after = other.rows(other.inputs(decoded.pixels, preprocess, names[1]), batch_size)
+            own = other.inputs(decoded.pixels, preprocess, names[1])
+            after = other.rows(own, batch_size)
+            extreme = other.extreme(own) if other.extreme is not None else None
         floors = [one.log_floor for one in (model, other) if one.log_floor is not None]
         if floors:  # one gives probabilities, and their logarithms are all that both give
             before, after = model.logarithms(before, max(floors)), other.logarithms(after, max(floors))
@@ -173,7 +186,7 @@ def assert_parity(
                 return model.logarithms(rows, max(floors)) if floors else rows
 
             noise = measure_noise(predict, inputs[:IMAGES], float(np.abs(before).max()))
-    hop = _judged(names, precision, every, decoded, labels, before, after, noise)
+    hop = _judged(names, precision, every, decoded, labels, before, Answer(after, PASS, extreme=extreme), noise)
     if hop.verdict == FAIL:
         raise ParityError(_failure(hop, decoded.names, before, after))
     if hop.verdict == INCONCLUSIVE:
@@ -187,7 +200,12 @@ def _opened(classifier: Classifier, images: np.ndarray, classes: int | None) -> 
         path = Path(str(classifier))
         height, width = images.shape[1:3]
         with ForeignRunner(path, (height, width), classes=classes, precision=precision_in(path)) as runner:
-            yield _Model(runner.scores, runner.dtype, runner.log_floor)
+            yield _Model(
+                runner.scores,
+                runner.dtype,
+                runner.log_floor,
+                lambda inputs: find_extreme(path, runner.feed(inputs[:FEW])),
+            )
         return
     if hasattr(classifier, "predict_on_batch"):
         yield _Model(classifier.predict_on_batch, np.dtype(np.float32))
@@ -312,7 +330,7 @@ def _judged(
     decoded: NamedImages,
     labels: Sequence[int] | np.ndarray | None,
     before: np.ndarray,
-    after: np.ndarray,
+    answer: Answer,
     noise: FloatNoise | None,
 ) -> Hop:
     known = np.full(len(before), -1) if labels is None else np.asarray(labels)
@@ -327,8 +345,7 @@ def _judged(
 
     candidate = Candidate(names[1], "onnxruntime", precision, "", None, opened)
     reference = Reference(names[0], "", decoded.pixels, known, before, noise)
-    answers = {candidate.run_name: Answer(after, PASS)}
-    return judge([candidate], answers, reference, thresholds).hops[0]
+    return judge([candidate], {candidate.run_name: answer}, reference, thresholds).hops[0]
 
 
 def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarray) -> str:

@@ -63,7 +63,8 @@ def evaluate(
             checks: list[Finding] = []
             if rows.ndim == 2 and len(rows) == len(pixels):
                 checks = check_consistency(runner, pixels, rows, candidate.batch_sizes, candidate.precision, noise)
-            return Answer(rows, PASS, top=top, probabilities=np.concatenate(probabilities), checks=tuple(checks))
+            extreme = candidate.extreme(pixels) if candidate.extreme is not None else None
+            return Answer(rows, PASS, "", top, np.concatenate(probabilities), tuple(checks), extreme)
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except ProjectError as error:

@@ -25,7 +25,10 @@ from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.exceeding import IMAGES as FEW
+from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.named_images import NamedImages
+from pipeline.verification.overflow import Extreme
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.verify import run_keras
 
@@ -111,10 +114,12 @@ def _compare(
     load: Callable[[], keras.Model],
 ) -> Compared:
     notes: tuple[str, ...] = ()
+    extreme: Extreme | None = None
 
     def look(runner: Runner, _: str) -> None:
-        nonlocal notes, reference, load
+        nonlocal notes, extreme, reference, load
         foreign = cast(ForeignRunner, runner)
+        extreme = find_extreme(file, foreign.feed(foreign.inputs(reference.pixels[:FEW])))
         notes = foreign.notes
         if foreign.log_floor is not None:
             reference = replace(reference, logits=log_softmax(reference.logits, foreign.log_floor))
@@ -132,6 +137,7 @@ def _compare(
     with progress_bar(total=len(reference.pixels), desc=f"  {file.name}", unit="img") as bar:
         answer = evaluate(candidate, reference.pixels, settings.verify.batch_size, bar.update, look, reference.noise)
     candidate = replace(candidate, note="; ".join(notes))
+    answer = replace(answer, extreme=extreme)
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
     case = Case([candidate], answers, reference, card, {candidate.name: file}, load)

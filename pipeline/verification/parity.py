@@ -41,6 +41,7 @@ from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
 from pipeline.verification.consistency import IMAGES
 from pipeline.verification.measure import check_probabilities, measured, near_ties
+from pipeline.verification.overflow import Extreme
 from pipeline.verification.thresholds import Finding, check_thresholds, relative_limit
 
 # Two graphs of one INT8 file that are equal in algebra but not in the order of their float operations were 32 to 36 dB
@@ -67,6 +68,8 @@ class Candidate:
         note: what this backend does and does not prove. Defaults to "".
         with_it: files that belong to it, such as an engine's sidecar, and their sha256.
         batch_sizes: batch sizes that matter to it, such as those of an engine's profile. Defaults to (): none.
+        extreme: finds the values of its file that exceed FP16 for some test images, where the backend computes FP16 in
+            FP32 and its answers do not show it. Defaults to None: they do.
         why_not: why it fails without being run, as a sentence. Defaults to "".
     """
 
@@ -80,6 +83,7 @@ class Candidate:
     with_it: Mapping[str, str] = field(default_factory=dict)
     batch_sizes: tuple[int, ...] = ()
     why_not: str = ""
+    extreme: Callable[[np.ndarray], Extreme | None] | None = None
 
     @property
     def run_name(self) -> str:
@@ -123,6 +127,7 @@ class Answer:
         top: the finding on the best classes, where the graph itself picks them. Defaults to None.
         probabilities: float32 (N, C), its own; None where there are none.
         checks: findings on the run itself: repetitions, batches, rows. Defaults to (): not checked.
+        extreme: values of the file that exceed FP16 or come near, which the logits do not show. Defaults to None: none.
     """
 
     logits: np.ndarray | None
@@ -131,6 +136,7 @@ class Answer:
     top: Finding | None = None
     probabilities: np.ndarray | None = None
     checks: tuple[Finding, ...] = ()
+    extreme: Extreme | None = None
 
 
 def judge(
@@ -265,6 +271,11 @@ def _judged(
         forgiven = near_ties(source.logits, answer.logits)
         limits = replace(limits, sqnr_db=None if limits.sqnr_db is None else min(limits.sqnr_db, INT8_BACKENDS_DB))
     findings = check_thresholds(comparison, limits, reference.noise, forgiven)
+    if hop.kind == FROM_KERAS and answer.extreme is not None:
+        if answer.extreme.changed:
+            findings.append(Finding(FAIL, answer.extreme.text))
+        else:
+            hop = replace(hop, note="; ".join(filter(None, [hop.note, answer.extreme.text])))
     if hop.kind == FROM_KERAS and answer.probabilities is not None:
         findings.append(check_probabilities(answer.logits, answer.probabilities, hop.precision))
     return _concluded(hop, findings)

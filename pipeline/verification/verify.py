@@ -32,6 +32,7 @@ from pipeline.runners.open import open_runner
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.evaluate import evaluate
+from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.parity import Answer, Candidate, Reference
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
         path = artifacts.path(name)
         digest = sha256_file(path)
         runner = partial(open_runner, path, "onnxruntime", precision)
-        cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision])
+        extreme = partial(find_extreme, path)
+        cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision], extreme=extreme)
         candidates.append(cpu)
         if cuda_is_active:
             # As it serves; its step is from the same file on the CPU, as an engine's, so that only the device differs.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.words import count
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.parity_report import STEP, TOP_K, Hop
 from pipeline.verification.explain.batches import explain_batches, run_in_batches
 from pipeline.verification.explain.case import Case
 from pipeline.verification.explain.engines import explain_engine
-from pipeline.verification.explain.fit import NEAR, Explanation, fit_db
+from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.inputs import explain_inputs
 from pipeline.verification.explain.outputs import explain_outputs
 
@@ -71,6 +72,12 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
         return [explain_engine(candidate.why_not)]
     expected = _expected(hop, case)
     found: list[Explanation] = []
+    if answer.extreme is not None and answer.extreme.changed:
+        from pipeline.verification.explain.half import explain_overflow
+
+        found.append(explain_overflow(answer.extreme, expected, answer.logits, precision))
+    if _settled(found):
+        return found
     if answer.logits is not None:
         found += explain_outputs(expected, answer.logits, answer.probabilities, precision, case.card.classes)
     if _settled(found):
@@ -86,12 +93,16 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
         return found
     model = case.model if expected is case.reference.logits else None
     if model is not None:
-        found += explain_inputs(
-            _predict(model), pixels, runs.together, case.card.preprocessing, precision, _first_layer(file)
-        )
+        # Scales of INT8 that do not fit look like other pixels, so without the rounding that they do.
+        own = _unrounded(file, pixels) if file is not None and precision == "int8" else None
+        logits = runs.together if own is None else own
+        found += explain_inputs(_predict(model), pixels, logits, case.card.preprocessing, precision, _first_layer(file))
     if _settled(found) or file is None or candidate.backend != "onnxruntime":
         return found
-    return found + _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+    found += _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+    if not found and precision == "int8" and model is not None:
+        found += _rounding_of_all(expected[: len(pixels)], runs.together, file, pixels)
+    return found
 
 
 def _expected(hop: Hop, case: Case) -> np.ndarray:
@@ -110,10 +121,9 @@ def _explain_file(
     """Return what an ONNX file shows: its scales, its types, its layers."""
     import onnx
 
-    from pipeline.verification.explain.half import explain_range
+    from pipeline.verification.explain.half import explain_weights_beyond
     from pipeline.verification.explain.layers import explain_layers
     from pipeline.verification.explain.quantized import explain_scales
-    from pipeline.verification.explain.twin import run, without_rounding
 
     model = onnx.load(str(path))
     if not _takes_pixels(model):
@@ -125,11 +135,7 @@ def _explain_file(
     if hop.precision == "int8":
         found += explain_scales(model, pixels, expected, received, case.card.preprocessing)
     if hop.precision != "fp32" and not _settled(found):
-        found += explain_range(model, pixels, expected, received, hop.precision)
-    if hop.precision != "fp32" and not _settled(found) and keras_model is not None:
-        logits = next(iter(run(without_rounding(model), pixels).values()))
-        spec, predict = case.card.preprocessing, _predict(keras_model)
-        found += explain_inputs(predict, pixels, logits, spec, hop.precision, _first_layer(path))
+        found += explain_weights_beyond(model)
     if not _settled(found) and keras_model is not None:
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
@@ -137,6 +143,38 @@ def _explain_file(
         origin = onnx.load(str(earlier)) if earlier is not None else None
         found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
+
+
+def _unrounded(path: Path, pixels: np.ndarray) -> np.ndarray | None:
+    """Return the logits of a file without the rounding of its activations; None where it takes no pixels."""
+    import onnx
+
+    from pipeline.verification.explain.twin import run, without_rounding
+
+    model = onnx.load(str(path))
+    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+        return None
+    return next(iter(run(without_rounding(model), pixels).values()))
+
+
+def _rounding_of_all(expected: np.ndarray, received: np.ndarray, path: Path, pixels: np.ndarray) -> list[Explanation]:
+    """Say of INT8 logits that are nearly right, where no layer is wrong on its own, that rounding adds up."""
+    fit, unrounded = fit_db(expected, received), _unrounded(path, pixels)
+    if unrounded is None or min(fit, exact := fit_db(expected, unrounded)) < NEAR["int8"]:
+        return []
+    return [
+        Explanation(
+            "unknown",
+            "No fault was found: each layer is as close to Keras as INT8 allows where it is fed with Keras' values, "
+            "and the rounding of all of them adds up to more than the threshold allows.",
+            f"On {count(len(pixels), 'image')}, the logits differ from Keras' by {difference_in_words(fit)} "
+            f"({fit:.1f} dB SQNR), and without the rounding of activations by {difference_in_words(exact)} "
+            f"({exact:.1f} dB).",
+            "Let some layers stay in FP16: set quantize.sensitivity=always and raise quantize.max_kept. Or, where "
+            "agreement and accuracy suffice, lower the threshold: verify.thresholds.int8.sqnr_db.",
+            settles=False,
+        )
+    ]
 
 
 def _first_layer(path: Path | None) -> str:

@@ -2,66 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from export.onnx_passes.graph import consumers, infer_shapes
+from export.onnx_passes.graph import consumers
 from export.onnx_passes.layer_names import keras_layer
 from export.words import count
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
-from pipeline.verification.explain.twin import AT_ONCE, float_tensors, in_fp32, run
+from pipeline.verification.explain.twin import float_tensors, run
+from pipeline.verification.overflow import Extreme
 
-LARGEST: Final = 65504.0  # of FP16
 _KEEP = (
     "Keep this layer in FP32: raise quantize.max_kept_fp32 and run quantize again, which keeps what nears FP16's range "
     "in FP32; or scale the weights of the layers before it down."
 )
 
 
-def explain_range(
-    model: ModelProto, pixels: np.ndarray, expected: np.ndarray, received: np.ndarray, precision: str
-) -> list[Explanation]:
-    """Explain logits by values beyond the range of FP16.
+def explain_overflow(
+    extreme: Extreme, expected: np.ndarray, received: np.ndarray | None, precision: str
+) -> Explanation:
+    """Explain a failure by values beyond the range of FP16 that change answers.
 
     Args:
-        model: The file, with one input of pixels.
-        pixels: Test images, those whose answers are not finite first.
-        expected: Logits of the reference for them.
-        received: Those of the file.
+        extreme: What was found.
+        expected: Logits of the reference.
+        received: Those of the file, as a CPU computes it in FP32; None where there are none.
         precision: Of the file.
     """
-    if found := _weights_beyond(model):
-        return [found]
-    few = pixels[:AT_ONCE]
-    half = _half_tensors(model)
-    twin = in_fp32(model)
-    written = {name: node for name, node in float_tensors(twin) if name in half}
-    logits = twin.graph.output[0].name
-    values = run(twin, few, [logits, *written])
-    twin_fit, without = fit_db(expected[: len(few)], values[logits]), fit_db(expected[: len(few)], received[: len(few)])
-    for name, node in written.items():
-        largest = float(np.abs(values[name]).max())
-        if largest <= LARGEST:
-            continue
-        right = (
-            f" In FP32 the same file is right: its logits differ by {difference_in_words(twin_fit)}."
-            if twin_fit >= NEAR[precision] else ""
-        )  # fmt: skip
-        return [
-            Explanation(
-                "overflow",
-                f"Values of layer {keras_layer(node.name)!r} are too large for FP16, whose largest number is 65,504; "
-                "they become infinite.",
-                f"The largest value behind {node.op_type} {node.name!r} is {largest:,.0f} on "
-                f"{count(len(few), 'image')}.{right}",
-                _KEEP,
-                keras_layer(node.name),
-                settles=twin_fit >= NEAR[precision] and without < NEAR[precision],
-            )
-        ]
-    return []
+    fit = -np.inf if received is None else fit_db(expected, received)
+    right = (
+        f" In FP32, as a CPU computes it, the same file is right: its logits differ by {difference_in_words(fit)}."
+        if fit >= NEAR[precision] else ""
+    )  # fmt: skip
+    return Explanation(
+        "overflow",
+        f"Values of layer {extreme.layer!r} are too large for FP16, whose largest number is 65,504; they become "
+        "infinite.",
+        f"The largest value behind {extreme.node!r} is {extreme.largest:,.0f} on {count(extreme.images, 'image')}, of "
+        f"whose answers {extreme.changed:,} change with infinity in its place.{right}",
+        _KEEP,
+        extreme.layer,
+        settles=fit >= NEAR[precision],
+    )
 
 
 def first_not_finite(model: ModelProto, pixels: np.ndarray) -> str:
@@ -88,17 +70,8 @@ def first_not_finite(model: ModelProto, pixels: np.ndarray) -> str:
     return keras_layer(tensors[low][1].name)
 
 
-def _half_tensors(model: ModelProto) -> set[str]:
-    inferred = infer_shapes(model)
-    return {
-        info.name
-        for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type == TensorProto.FLOAT16
-    }
-
-
-def _weights_beyond(model: ModelProto) -> Explanation | None:
-    """Find weights that are not finite."""
+def explain_weights_beyond(model: ModelProto) -> list[Explanation]:
+    """Explain a failure by weights that are not finite."""
     readers = consumers(model.graph)
     for tensor in model.graph.initializer:
         if tensor.data_type not in (TensorProto.FLOAT16, TensorProto.FLOAT):
@@ -110,7 +83,7 @@ def _weights_beyond(model: ModelProto) -> Explanation | None:
         node = readers[tensor.name][0]
         layer = keras_layer(node.name)
         half = tensor.data_type == TensorProto.FLOAT16
-        return Explanation(
+        found = Explanation(
             "overflow" if half else "weights",
             f"Weights of layer {layer!r} are not finite in the file"
             + (": they are too large for FP16, whose largest number is 65,504." if half else "."),
@@ -118,4 +91,5 @@ def _weights_beyond(model: ModelProto) -> Explanation | None:
             _KEEP if half else "Export the model again; if Keras' own weights are finite, the file is damaged.",
             layer,
         )
-    return None
+        return [found]
+    return []

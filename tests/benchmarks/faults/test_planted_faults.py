@@ -32,7 +32,7 @@ MORE = [
 
 def test_there_are_eighteen() -> None:
     assert len(FAULTS) == 18
-    assert all(len(fault.forms) > 1 or name == "overflow" for name, fault in FAULTS.items())
+    assert all(len(fault.forms) > 1 for fault in FAULTS.values())
 
 
 def test_sound_artifacts_pass(tiny: Bench, small: Bench) -> None:
@@ -56,6 +56,21 @@ def test_each_form_is_caught_at_its_hop(small: Bench, tiny: Bench, name: str, fo
     planted, found = examined((small, tiny), name, form, tmp_path)
     assert found.catches(planted), "the run with the fault fails"
     assert found.names_hop(planted), f"{found.runs} are said to be at fault, and {planted.run} is"
+
+
+def test_scales_of_other_pixels_are_not_taken_for_other_pixels(small: Bench, tmp_path: Path) -> None:
+    planted, found = small.examine("calibration", "unit", tmp_path, explained=True)
+    hint = found.hint(planted)
+    assert hint is not None
+    assert hint.cause == "calibration", hint.text
+
+
+def test_a_value_beyond_fp16_is_named_with_its_layer(small: Bench, tmp_path: Path) -> None:
+    for form in ("activation, fp16", "between, fp16"):
+        planted, found = small.examine("overflow", form, tmp_path / form, explained=True)
+        assert found.catches(planted)
+        assert found.names_cause(planted)
+        assert found.names_layer(planted)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.parity_report import FAIL, Hop
 from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE
 from pipeline.models.model_card import read_card
-from pipeline.recipe.schema import VerifyThresholds
+from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.keras import load_logits_model
 from pipeline.runners.open import open_runner
 from pipeline.verification.culprits import culprits
@@ -47,7 +47,9 @@ class Bench:
     def load(self, precision: str) -> onnx.ModelProto:
         return onnx.load(str(self.root / ONNX[precision]))
 
-    def judged(self, folder: Path, precision: str, model: onnx.ModelProto) -> tuple[Sequence[Hop], Case]:
+    def judged(
+        self, folder: Path, precision: str, model: onnx.ModelProto, thresholds: VerifyThresholds | None = None
+    ) -> tuple[Sequence[Hop], Case]:
         """The comparisons at fault of the FP32 file and of another one, which replaces it if it is FP32 itself."""
         path = folder / "planted.onnx"
         path.write_bytes(model.SerializeToString())
@@ -58,7 +60,7 @@ class Bench:
             source = ONNX["fp32"] if kind != "fp32" else None
             candidates.append(Candidate(name, "onnxruntime", kind, sha256_file(file), source, runner))
         answers = {c.run_name: evaluate(c, self.reference.pixels, 16, lambda images: None) for c in candidates}
-        parity = judge(candidates, answers, self.reference, VerifyThresholds())
+        parity = judge(candidates, answers, self.reference, thresholds or VerifyThresholds())
         paths = {name: file for name, (_, file) in files.items()}
         case = Case(candidates, answers, self.reference, self.card, paths, lambda: self.network, self.factors)
         return culprits(parity.hops), case
@@ -242,3 +244,11 @@ def test_an_engine_that_must_not_run_is_named_by_what_the_verdict_says(
     answers = {**case.answers, "p.plan": Answer(None, FAIL, engine.why_not)}
     (hint,) = explain([hop], replace(case, candidates=[*case.candidates, engine], answers=answers))
     assert (hint.cause, hint.evidence, hint.remedy) == ("stale engine", f"{why_not}.", REMEDY)
+
+
+def test_rounding_that_only_adds_up_is_blamed_on_nothing(bench: Bench, tmp_path: Path) -> None:
+    thresholds = VerifyThresholds(int8=Thresholds(sqnr_db=100.0))
+    (hint,) = explain(*bench.judged(tmp_path, "int8", bench.load("int8"), thresholds))
+    assert (hint.cause, hint.layer) == ("unknown", "")
+    assert "No fault was found" in hint.text
+    assert "without the rounding of activations" in hint.evidence

@@ -8,10 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.preprocessing import PreprocessingSpec
-from pipeline.verification.explain.half import explain_range, first_not_finite
+from pipeline.verification.explain.half import explain_overflow, explain_weights_beyond, first_not_finite
 from pipeline.verification.explain.inputs import hypotheses
 from pipeline.verification.explain.quantized import explain_scales, raw_pixels, with_values
 from pipeline.verification.explain.twin import quantized_tensors, run, without_rounding
+from pipeline.verification.overflow import Extreme
 from tests import tiny_onnx
 
 PIXELS = tiny_onnx.pixels(8)
@@ -111,34 +112,26 @@ def test_raw_pixels_lead_back_to_the_inputs_of_every_hypothesis() -> None:
             assert np.allclose(back, inputs, rtol=1e-4, atol=1e-3 * np.abs(inputs).max())
 
 
-def half(factor: float) -> onnx.ModelProto:
-    model = tiny_onnx.classifier("fp16")
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if tensor.name in ("kernel", "bias"):
-            tensor.CopyFrom(numpy_helper.from_array((values * factor).astype(np.float16), tensor.name))
-        if tensor.name == "dense":
-            tensor.CopyFrom(numpy_helper.from_array((values / factor).astype(np.float16), tensor.name))
-    return model
-
-
 def test_values_beyond_fp16_are_named_with_their_layer() -> None:
-    model = half(4096.0)
-    received = logits(model)
-    (found,) = explain_range(model, PIXELS, logits(half(1.0)), received, "fp16")
-    assert (found.cause, found.layer) == ("overflow", "conv")
+    extreme, expected = Extreme("conv", "conv/Conv", 120_000.0, 16, 5), np.eye(4, dtype=np.float32)
+    found = explain_overflow(extreme, expected, expected * np.float32(1.0001), "fp16")
+    assert (found.cause, found.layer, found.settles) == ("overflow", "conv", True)
     assert "65,504" in found.text
-    assert "In FP32 the same file is right" in found.evidence
-    assert explain_range(half(1.0), PIXELS, logits(half(1.0)), logits(half(1.0)), "fp16") == []
+    assert "120,000 on 16 images, of whose answers 5 change" in found.evidence
+    assert "In FP32" in found.evidence
+    found = explain_overflow(extreme, expected, expected[::-1], "fp16")
+    assert not found.settles, "something else is wrong too"
+    assert "In FP32" not in found.evidence
 
 
 def test_weights_beyond_fp16_are_named() -> None:
-    model = half(1.0)
+    model = tiny_onnx.classifier("fp16")
+    assert explain_weights_beyond(model) == []
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "kernel")
     values = numpy_helper.to_array(tensor).copy()
     values[0, 0, 0, 0] = np.inf
     tensor.CopyFrom(numpy_helper.from_array(values, "kernel"))
-    (found,) = explain_range(model, PIXELS, logits(half(1.0)), logits(model), "fp16")
+    (found,) = explain_weights_beyond(model)
     assert (found.cause, found.layer) == ("overflow", "conv")
     assert "1 of 216 values" in found.evidence
 
