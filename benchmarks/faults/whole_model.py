@@ -129,11 +129,11 @@ def _ordered(model: onnx.ModelProto, order: np.ndarray, what: str) -> Change:
 
 
 def declare_batch_1(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
-    """State a batch of 1 for inputs and outputs."""
+    """State the batch of one image for inputs and outputs."""
     for info in (*model.graph.input, *model.graph.output):
         info.type.tensor_type.shape.dim[0].dim_value = 1
     del model.graph.value_info[:]
-    return Change("a batch of 1 stated", ("fixed batch",))
+    return Change("a batch of one image stated", ("fixed batch",))
 
 
 def reshape_to_batch_1(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
