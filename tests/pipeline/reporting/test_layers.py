@@ -60,7 +60,7 @@ def test_the_first_layer_at_fault_is_named(compared: Artifacts) -> None:
 def test_a_run_without_layers_is_not_said_to_have_good_ones(artifacts: Artifacts) -> None:
     artifacts.layers = (layer_run("build/rtx/int8.plan", "int8", 20.0, note="not run: no driver here"),)
     section = artifacts.write().page().section(TITLE)
-    assert "build/rtx/int8.plan: not run: no driver here." in section.text
+    assert "build/rtx/int8.plan: Not run: no driver here." in section.text
     assert "No layer's own error" not in section.text
     assert section.all("div", "strip") == []
 
