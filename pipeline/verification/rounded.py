@@ -6,6 +6,7 @@ Logits hide it: a file whose thresholds leave room for one wrong layer passes wi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from export.words import count
@@ -13,6 +14,23 @@ from pipeline.artifacts.parity_report import FAIL, PASS
 from pipeline.verification.thresholds import Finding
 
 MOST_NAMED = 3  # misfits in a verdict
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file was made from.
+
+    Attributes:
+        name: of the FP32 file, relative to the artifacts folder.
+        path: of it.
+        scales: the scales that quantize recorded; None where there are none.
+        factors: the factors of equalized activations; None where nothing was equalized.
+    """
+
+    name: str
+    path: Path
+    scales: Path | None = None
+    factors: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from pipeline.terminal.console import progress_bar
 from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain.exceeding import find_extreme
-from pipeline.verification.explain.misfits import Origin, find_misfits
+from pipeline.verification.explain.misfits import find_misfits
 from pipeline.verification.parity import Answer, Candidate, Reference
+from pipeline.verification.rounded import Origin
 
 log = logging.getLogger(__name__)
 

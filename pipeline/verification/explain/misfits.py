@@ -7,33 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from export.words import count
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
-from pipeline.verification.rounded import Rounded
+from pipeline.verification.rounded import Origin, Rounded
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a file was made from.
-
-    Attributes:
-        name: of the FP32 file, relative to the artifacts folder.
-        path: of it.
-        scales: the scales that quantize recorded; None where there are none.
-        factors: the factors of equalized activations; None where nothing was equalized.
-    """
-
-    name: str
-    path: Path
-    scales: Path | None = None
-    factors: Path | None = None
 
 
 def find_misfits(path: Path, origin: Origin, pixels: np.ndarray) -> Rounded | None:

@@ -8,31 +8,27 @@ activations is judged by what quantize recorded, and by the values of the FP32 f
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, load, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, load, numpy_helper
 
 from export.errors import ProjectError
 from export.int8.scales import SCALES_REMEDY, Scales, weight_scales
-from export.onnx_passes.cut import with_outputs
-from export.onnx_passes.graph import Index, attribute, copy_model, tensor_shapes
+from export.onnx_passes.graph import Index, attribute
 from export.onnx_passes.layer_names import keras_layer
-from export.ort_session import open_session
 from export.records import read_record
 from export.words import count
 from pipeline.artifacts.equalization import read_factors
 from pipeline.verification.explain.fit import fit_db
-from pipeline.verification.explain.misfits import Origin
+from pipeline.verification.explain.ranges import measure_ranges, misfit_of, noted_of
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
-from pipeline.verification.rounded import Misfit, Rounded
+from pipeline.verification.rounded import Misfit, Origin, Rounded
 
 log = logging.getLogger(__name__)
 
-IMAGES = 16
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 INT8_STEPS = 0.75  # half a step of rounding, and what an FP16 scale moves the largest value
 # Of a value, and of one near zero: a unit in the last place, because some values are rounded to their other neighbour
@@ -43,8 +39,6 @@ COLOURS = (
 )
 FP32_UNITS = 1e-5  # of the largest value of a channel: equalization is computed in FP32
 RECORDED = 1e-3  # relative difference of a scale from the record that is rounding to FP16
-LEAST_USED, CUT_OFF = 1 / 8, 0.05
-USED_NOTED, CUT_OFF_NOTED = 1 / 4, 0.005
 
 
 def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Rounded | None:
@@ -60,11 +54,11 @@ def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Round
     notes: list[str] = []
     if pairs:
         recorded = _recorded(origin.scales)
-        ranges = _ranges(source, pairs, factors, pixels)
+        ranges = measure_ranges(source, pairs, factors, pixels)
         for name, pair in pairs.items():
-            found = _wrong_pair(pair) or _not_recorded(pair, recorded.get(name)) or _misfit(ranges[name])
+            found = _wrong_pair(pair) or _not_recorded(pair, recorded.get(name)) or misfit_of(ranges[name])
             wrong += filter(None, [found])
-            notes += filter(None, [None if found else _noted(ranges[name])])
+            notes += filter(None, [None if found else noted_of(ranges[name])])
     return Rounded(origin.name, weights, len(pairs), tuple(wrong), tuple(notes))
 
 
@@ -190,8 +184,8 @@ def _wrong_weight(node: NodeProto, expected: np.ndarray, received: _Constant) ->
     return Misfit(
         "weights",
         layer,
-        f"layer {layer!r}: {far.sum():,} of its {far.size:,} {what}{unequal} {'is' if far.sum() == 1 else 'are'} farther from those of FP32 than "
-        f"rounding moves them ({channels}SQNR {fit_db(rows, values):.1f} dB)",
+        f"layer {layer!r}: {far.sum():,} of its {far.size:,} {what}{unequal} {'is' if far.sum() == 1 else 'are'} "
+        f"farther from those of FP32 than rounding moves them ({channels}SQNR {fit_db(rows, values):.1f} dB)",
     )
 
 
@@ -218,60 +212,6 @@ def _recorded(path: Path | None) -> Mapping[str, float]:
         return {}
 
 
-@dataclass(frozen=True)
-class _Range:
-    """An activation of the FP32 file on a few images, against the scale of the file.
-
-    Attributes:
-        layer: Keras layer.
-        used: Largest absolute value over the largest that the scale holds.
-        cut: Share of the values beyond.
-        images: Number of images.
-    """
-
-    layer: str
-    used: float
-    cut: float
-    images: int
-
-
-def _ranges(
-    source: ModelProto, pairs: Mapping[str, QuantizedTensor], factors: Mapping[str, np.ndarray], pixels: np.ndarray
-) -> dict[str, _Range]:
-    """Run the FP32 file once; the graph itself reduces each activation to two numbers, so that none is kept."""
-    model, shapes, few = copy_model(source), tensor_shapes(source), pixels[:IMAGES]
-    names = []
-    for number, (tensor, pair) in enumerate(pairs.items()):
-        rank, values = len(shapes[tensor]), factors.get(tensor, np.ones(1))
-        unit = (1.0 / (values * pair.largest)).astype(np.float32).reshape([1, -1] + [1] * (rank - 2))
-        stem = f"range{number}"
-        end = np.asarray(1 + 0.5 / 127, np.float32)  # what is cut off by less than half a step is rounded
-        model.graph.initializer.extend(
-            [numpy_helper.from_array(unit, f"{stem}/unit"), numpy_helper.from_array(end, f"{stem}/end")]
-        )
-        chain: Iterable[tuple[str, list[str], str, dict[str, Any]]] = (
-            ("Mul", [tensor, f"{stem}/unit"], "scaled", {}),
-            ("Abs", [f"{stem}/scaled"], "size", {}),
-            ("ReduceMax", [f"{stem}/size"], "used", {"keepdims": 0}),
-            ("Greater", [f"{stem}/size", f"{stem}/end"], "beyond", {}),
-            ("Cast", [f"{stem}/beyond"], "ones", {"to": TensorProto.FLOAT}),
-            ("ReduceMean", [f"{stem}/ones"], "cut", {"keepdims": 0}),
-        )
-        for kind, inputs, output, extra in chain:
-            model.graph.node.append(helper.make_node(kind, inputs, [f"{stem}/{output}"], f"{stem}/{output}", **extra))
-        names += [f"{stem}/used", f"{stem}/cut"]
-    session = open_session(with_outputs(model, names), spinning=False, log_severity=4)
-    taken = session.get_inputs()[0]
-    size = taken.shape[0] if isinstance(taken.shape[0], int) else len(few)
-    few = few[: len(few) - len(few) % size]
-    numbers = np.array([session.run(names, {taken.name: few[i : i + size]}) for i in range(0, len(few), size)])
-    used, cut = numbers[:, ::2].max(axis=0), numbers[:, 1::2].mean(axis=0)
-    return {
-        tensor: _Range(keras_layer(pair.node), float(used[i]), float(cut[i]), len(few))
-        for i, (tensor, pair) in enumerate(pairs.items())
-    }
-
-
 def _wrong_pair(pair: QuantizedTensor) -> Misfit | None:
     layer = keras_layer(pair.node)
     if pair.zero:
@@ -289,19 +229,3 @@ def _not_recorded(pair: QuantizedTensor, recorded: float | None) -> Misfit | Non
     layer = keras_layer(pair.node)
     text = f"layer {layer!r}: its scale is {pair.scale / recorded:.4g} times the one that quantize recorded"
     return Misfit("layer scale", layer, text)
-
-
-def _misfit(found: _Range) -> Misfit | None:
-    if found.cut > CUT_OFF:
-        return Misfit("saturation", found.layer, _in_words(found))
-    return Misfit("layer scale", found.layer, _in_words(found)) if found.used < LEAST_USED else None
-
-
-def _noted(found: _Range) -> str | None:
-    return _in_words(found) if found.cut > CUT_OFF_NOTED or found.used < USED_NOTED else None
-
-
-def _in_words(found: _Range) -> str:
-    if found.cut > CUT_OFF_NOTED:
-        return f"layer {found.layer!r}: its scale cuts off {found.cut:.1%} of its values"
-    return f"layer {found.layer!r}: its values use {found.used:.1%} of the range of its scale"
