@@ -187,10 +187,11 @@ def judge(
             hops.append(_concluded(hop, answer.checks))
         # What is wrong itself is nothing to hold others against.
         wrong = {hop.run_name for hop in hops if hop.kind == FROM_KERAS and hop.verdict == FAIL}
-        if answer.rounded is not None and answer.rounded.source not in wrong:
-            hop = _empty_hop(CONSISTENCY, f"{VALUES_OF}{answer.rounded.source}", candidate, min(IMAGES, len(labels)))
-            hop = replace(hop, note="; ".join(answer.rounded.notes))
-            hops.append(_concluded(hop, answer.rounded.findings))
+        rounded = answer.rounded or _source_misfits(candidate, answers)
+        if rounded is not None and rounded.source not in wrong:
+            hop = _empty_hop(CONSISTENCY, f"{VALUES_OF}{rounded.source}", candidate, min(IMAGES, len(labels)))
+            hop = replace(hop, note="; ".join(rounded.notes))
+            hops.append(_concluded(hop, rounded.findings))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
@@ -202,6 +203,14 @@ def judge(
         (*warnings, *_without_labels(labels)),
         images_digest(reference.pixels, labels),
     )
+
+
+def _source_misfits(candidate: Candidate, answers: Mapping[str, Answer]) -> Rounded | None:
+    """Return what is wrong in the file that an engine, or a run on CUDA, computes; None where nothing is."""
+    if candidate.backend == "onnxruntime" or candidate.step_from is None or answers[candidate.run_name].logits is None:
+        return None
+    source = answers[candidate.step_from].rounded
+    return source if source is not None and source.misfits else None
 
 
 def images_digest(pixels: np.ndarray, labels: np.ndarray) -> str:

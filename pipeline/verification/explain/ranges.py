@@ -17,7 +17,7 @@ from pipeline.verification.explain.twin import QuantizedTensor
 from pipeline.verification.rounded import Misfit
 
 IMAGES = 16
-# Honest scales use 0.7 to 2 times their range and cut off at most 0.02 % of the values, by any method of calibration.
+# Honest scales use 0.7 to 2 times their range and cut off at most 0.2 % of the values, by any method of calibration.
 LEAST_USED, CUT_OFF = 1 / 8, 0.05
 USED_NOTED, CUT_OFF_NOTED = 1 / 4, 0.005
 

@@ -234,6 +234,19 @@ def test_nothing_is_held_against_a_file_that_is_wrong_itself(tmp_path: Path, ori
     assert {hop.run_name for hop in culprits(parity.hops)} == {SOURCE}
 
 
+def test_an_engine_of_a_wrong_file_fails_with_it(tmp_path: Path, origin: Origin) -> None:
+    model = tiny_onnx.classifier("int8")
+    setting("x_scale", lambda scale: scale * 2)(model)
+    _, case = judged(tmp_path, origin, model, tiny_onnx.classifier())
+    file = case.candidates[1]
+    engine = replace(file, name="build/rtx/int8.plan", backend="tensorrt", step_from=file.name, rounded=None)
+    answers = {**case.answers, engine.run_name: replace(case.answers[file.name], rounded=None)}
+    parity = judge([*case.candidates, engine], answers, case.reference, VerifyThresholds())
+    assert parity.verdict_of(engine.name, {}) == "not verified"
+    assert parity.verdict_of(engine.name, {engine.name: ""}) == "fail"
+    assert [hop.run_name for hop in culprits(parity.hops)] == [file.name]
+
+
 def test_many_wrong_scales_are_a_calibration() -> None:
     misfits = tuple(Misfit("layer scale", f"layer{i}", f"layer 'layer{i}': its scale is 2 times") for i in range(5))
     logits = np.eye(4, dtype=np.float32)
