@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.calibration import collect_statistics
+from export.files import write_atomic
 from export.fp16.convert import to_half, unfit_for_fp16
 from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
@@ -21,7 +22,7 @@ from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.engines import engines
 from pipeline.artifacts.files import sha256_file, write_json
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, Artifacts
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, SCALES, Artifacts
 from pipeline.models.model_card import ModelCard, read_card
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Specimen:
             kept = {name: Kept("fp32", why) for name, why in unfit.items()}
             self.save(ONNX["int8"], quantize(model, scales, kept=kept)[0])
             (self.folder / EQUALIZATION).unlink(missing_ok=True)  # of the former file
+            write_atomic(self.folder / SCALES, scales.to_json())
 
 
 def set_source(plan: Path, digest: str) -> None:

@@ -25,6 +25,7 @@ STEP: Final = "step"
 TOP_K: Final = "top_k"
 CONSISTENCY: Final = "consistency"
 CUDA: Final = "onnxruntime-cuda"  # backend that runs the files of "onnxruntime" on a GPU
+VALUES_OF: Final = "the values of "  # begins `Hop.reference` where weights and scales were compared, not answers
 NO_LOGITS: Final = "did not give usable logits"  # said of a reference in `Hop.why`
 SCHEMA = 4
 Kind = Literal["from_keras", "step", "top_k", "consistency"]
@@ -62,7 +63,8 @@ class Hop:
 
     Attributes:
         kind: "from_keras" (with Keras), "step" (with the step before), "top_k" (the best classes that a graph
-            returns, with its own probabilities), or "consistency" (a file with itself: batches, repetitions, rows).
+            returns, with its own probabilities), or "consistency" (a file with itself: batches, repetitions, rows; or
+            its weights and scales with those of the file it was made from).
         reference: File that gave the expected logits, or a description of them.
         candidate: File that was judged, relative to the artifacts folder.
         backend: "onnxruntime", "onnxruntime-cuda" or "tensorrt".

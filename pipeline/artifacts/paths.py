@@ -16,6 +16,7 @@ ONNX: Mapping[str, str] = {
     "int8": "quantize/model.int8.onnx",
 }
 EQUALIZATION = "quantize/equalization.npz"
+SCALES = "quantize/scales.json"
 # For TensorRT 8.6, whose parser takes opset 17; written only with quantize.tensorrt8.
 TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",

@@ -24,6 +24,7 @@ from pipeline.artifacts.parity_report import (
     PASS,
     STEP,
     TOP_K,
+    VALUES_OF,
     Hop,
     ParityReport,
     run_name,
@@ -129,6 +130,8 @@ def _after(situation: Situation, hop: Hop) -> Step | None:
         return _engine(situation, hop, why)
     if hop.candidate == CARD:
         return Step("Have image files decoded as the model's own were", more=why, may_fix=False)
+    if hop.reference.startswith(VALUES_OF):
+        return Step("Quantize again", f"{situation.invocation.command('quantize', 'python')} --force", why)
     if hop.kind == CONSISTENCY:
         more = f"{why} An answer must not depend on the other images of its batch."
         return Step(f"Do not serve {short_name(hop.run_name)} in batches", more=more, may_fix=False)

@@ -20,6 +20,7 @@ from pipeline.artifacts.paths import (
     KERAS,
     PARITY,
     REFERENCE,
+    SCALES,
 )
 from pipeline.artifacts.results import Verified
 from pipeline.data.splits import images_in_all
@@ -115,7 +116,7 @@ STAGE = Stage(
     "verify",
     inputs=(
         *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
-        *(Optional(CALIBRATION_IMAGES), Optional(EQUALIZATION)),
+        *(Optional(CALIBRATION_IMAGES), Optional(EQUALIZATION), Optional(SCALES)),
         Split("test", minimum="verify.min_images"),
         *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),

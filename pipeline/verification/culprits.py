@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, NO_LOGITS, STEP, Hop
+from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, NO_LOGITS, STEP, VALUES_OF, Hop
 
 
 def culprits(hops: Sequence[Hop]) -> list[Hop]:
@@ -15,7 +15,8 @@ def culprits(hops: Sequence[Hop]) -> list[Hop]:
     that fails too; else the hop from Keras. If its source fails against Keras and the step does not, or if both end in
     the same error, the fault is the source's. A run that does not fail against Keras is at fault only for a step from a
     source that does not either. What a run does to itself, its best classes and its consistency, is its source's fault
-    if the source fails likewise.
+    if the source fails likewise. Values that do not
+    follow from the file it was made from are its own, whatever that file is, and not those of its engines.
 
     Args:
         hops: Of a verdict, in their order.
@@ -33,6 +34,8 @@ def culprits(hops: Sequence[Hop]) -> list[Hop]:
         step_failed = step is not None and step.verdict == FAIL and not _inherited(step, source)
         if hop.kind == FROM_KERAS:
             at_fault = not step_failed and not source_failed
+        elif hop.reference.startswith(VALUES_OF):
+            at_fault = hop.backend == "onnxruntime"  # on others the same file's values are
         elif hop.kind == STEP:
             at_fault = step_failed and ((hop.run_name, FROM_KERAS) in failed or not source_failed)
         else:

@@ -64,7 +64,8 @@ def evaluate(
             if rows.ndim == 2 and len(rows) == len(pixels):
                 checks = check_consistency(runner, pixels, rows, candidate.batch_sizes, candidate.precision, noise)
             extreme = candidate.extreme(pixels) if candidate.extreme is not None else None
-            return Answer(rows, PASS, "", top, np.concatenate(probabilities), tuple(checks), extreme)
+            rounded = candidate.rounded(pixels) if candidate.rounded is not None else None
+            return Answer(rows, PASS, "", top, np.concatenate(probabilities), tuple(checks), extreme, rounded)
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
     except ProjectError as error:

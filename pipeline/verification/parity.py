@@ -29,6 +29,7 @@ from pipeline.artifacts.parity_report import (
     PASS,
     STEP,
     TOP_K,
+    VALUES_OF,
     Hop,
     Kind,
     ParityReport,
@@ -42,6 +43,7 @@ from pipeline.runners.base import Runner
 from pipeline.verification.consistency import IMAGES
 from pipeline.verification.measure import check_probabilities, measured, near_ties
 from pipeline.verification.overflow import Extreme
+from pipeline.verification.rounded import Rounded
 from pipeline.verification.thresholds import Finding, check_thresholds, relative_limit
 
 # Two graphs of one INT8 file that are equal in algebra but not in the order of their float operations were 32 to 36 dB
@@ -70,6 +72,8 @@ class Candidate:
         batch_sizes: batch sizes that matter to it, such as those of an engine's profile. Defaults to (): none.
         extreme: finds the values of its file that exceed FP16 for some test images, where the backend computes FP16 in
             FP32 and its answers do not show it. Defaults to None: they do.
+        rounded: holds its file's weights and scales against the file that it was made from, on some test images.
+            Defaults to None: not known which.
         why_not: why it fails without being run, as a sentence. Defaults to "".
     """
 
@@ -84,6 +88,7 @@ class Candidate:
     batch_sizes: tuple[int, ...] = ()
     why_not: str = ""
     extreme: Callable[[np.ndarray], Extreme | None] | None = None
+    rounded: Callable[[np.ndarray], Rounded | None] | None = None
 
     @property
     def run_name(self) -> str:
@@ -128,6 +133,7 @@ class Answer:
         probabilities: float32 (N, C), its own; None where there are none.
         checks: findings on the run itself: repetitions, batches, rows. Defaults to (): not checked.
         extreme: values of the file that exceed FP16 or come near, which the logits do not show. Defaults to None: none.
+        rounded: what its file's weights and scales are against those it was made from. Defaults to None: not compared.
     """
 
     logits: np.ndarray | None
@@ -137,6 +143,7 @@ class Answer:
     probabilities: np.ndarray | None = None
     checks: tuple[Finding, ...] = ()
     extreme: Extreme | None = None
+    rounded: Rounded | None = None
 
 
 def judge(
@@ -178,6 +185,13 @@ def judge(
         if answer.checks:
             hop = _empty_hop(CONSISTENCY, "itself", candidate, min(IMAGES, len(labels)))
             hops.append(_concluded(hop, answer.checks))
+        # What is wrong itself is nothing to hold others against.
+        wrong = {hop.run_name for hop in hops if hop.kind == FROM_KERAS and hop.verdict == FAIL}
+        rounded = answer.rounded or _source_misfits(candidate, answers)
+        if rounded is not None and rounded.source not in wrong:
+            hop = _empty_hop(CONSISTENCY, f"{VALUES_OF}{rounded.source}", candidate, min(IMAGES, len(labels)))
+            hop = replace(hop, note="; ".join(rounded.notes))
+            hops.append(_concluded(hop, rounded.findings))
     subjects = {reference.name: reference.sha256, **reference.with_it}
     for candidate in candidates:
         subjects |= {candidate.name: candidate.sha256, **candidate.with_it}
@@ -189,6 +203,14 @@ def judge(
         (*warnings, *_without_labels(labels)),
         images_digest(reference.pixels, labels),
     )
+
+
+def _source_misfits(candidate: Candidate, answers: Mapping[str, Answer]) -> Rounded | None:
+    """Return what is wrong in the file that an engine, or a run on CUDA, computes; None where nothing is."""
+    if candidate.backend == "onnxruntime" or candidate.step_from is None or answers[candidate.run_name].logits is None:
+        return None
+    source = answers[candidate.step_from].rounded
+    return source if source is not None and source.misfits else None
 
 
 def images_digest(pixels: np.ndarray, labels: np.ndarray) -> str:

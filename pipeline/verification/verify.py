@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import matches_manifest
 from pipeline.artifacts.parity_report import CUDA
-from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORRT8, Artifacts
+from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, SCALES, TENSORRT8, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
@@ -33,7 +33,9 @@ from pipeline.terminal.console import progress_bar
 from pipeline.verification.engine_files import check_engine_file
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain.exceeding import find_extreme
+from pipeline.verification.explain.misfits import find_misfits
 from pipeline.verification.parity import Answer, Candidate, Reference
+from pipeline.verification.rounded import Origin
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
         runner = partial(open_runner, path, "onnxruntime", precision)
         extreme = partial(find_extreme, path)
         cpu = Candidate(name, "onnxruntime", precision, digest, source, runner, NOTES[precision], extreme=extreme)
+        if precision != "fp32":
+            cpu = replace(cpu, rounded=partial(find_misfits, path, _origin(artifacts, precision)))
         candidates.append(cpu)
         if cuda_is_active:
             # As it serves; its step is from the same file on the CPU, as an engine's, so that only the device differs.
@@ -111,6 +115,14 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
             )
         )
     return candidates
+
+
+def _origin(artifacts: Artifacts, precision: str) -> Origin:
+    """Return what the quantize stage made a file from; FP16 has no scales, and its channels are those of FP32."""
+    scales, factors = (
+        artifacts.path(name) if precision == "int8" and artifacts.has(name) else None for name in (SCALES, EQUALIZATION)
+    )
+    return Origin(ONNX["fp32"], artifacts.path(ONNX["fp32"]), scales, factors)
 
 
 def list_samples(inputs: Inputs, most: int) -> Sequence[Sample]:

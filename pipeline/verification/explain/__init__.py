@@ -15,12 +15,13 @@ import numpy as np
 
 from export.words import count
 from pipeline.artifacts.diagnosis import Hint
-from pipeline.artifacts.parity_report import STEP, TOP_K, Hop
+from pipeline.artifacts.parity_report import STEP, TOP_K, VALUES_OF, Hop
 from pipeline.verification.explain.batches import explain_batches, run_in_batches
 from pipeline.verification.explain.case import Case
 from pipeline.verification.explain.engines import explain_engine
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.inputs import explain_inputs
+from pipeline.verification.explain.misfits import explain_misfits
 from pipeline.verification.explain.outputs import explain_outputs
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
     for hop in hops:
         if hop.kind != TOP_K:
             runs.setdefault(hop.run_name, hop)
+    unlike = {hop.run_name for hop in hops if hop.reference.startswith(VALUES_OF)}
     for hop in runs.values():
         try:
-            found = _explain_run(hop, case) or [_unknown(hop)]
+            found = _explain_run(hop, case, hop.run_name in unlike) or [_unknown(hop)]
         except Exception as error:  # of Keras, ONNX Runtime or a damaged file: the verdict stands without a cause
             log.warning("%s: why it fails could not be computed: %s", hop.run_name, error)
             log.debug("why:", exc_info=True)
@@ -63,8 +65,30 @@ def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
     return tuple(hints)
 
 
-def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
-    """Return what explains one run; the search ends where an explanation settles it."""
+def _explain_run(hop: Hop, case: Case, unlike: bool) -> list[Explanation]:
+    """Return what explains one run; the search ends where an explanation settles it.
+
+    Args:
+        hop: Of the run, at fault.
+        case: What was compared.
+        unlike: Whether the file's weights and scales do not follow from the file it was made from.
+    """
+    misfits = _misfits(hop, case) if unlike else []
+    if misfits and hop.reference.startswith(VALUES_OF):  # nothing else fails, so the answers show nothing
+        return misfits
+    found = _search(hop, case)
+    return found if any(e.cause != "unknown" for e in found) else misfits or found
+
+
+def _misfits(hop: Hop, case: Case) -> list[Explanation]:
+    answer = case.answers[hop.run_name]
+    if answer.rounded is None or not answer.rounded.misfits:
+        return []
+    return [explain_misfits(answer.rounded, _expected(hop, case), answer.logits, hop.precision)]
+
+
+def _search(hop: Hop, case: Case) -> list[Explanation]:
+    """Return what explains the answers of a run."""
     candidate, precision = case.candidate_of(hop), hop.precision
     answer = case.answers[candidate.run_name]
     path = case.paths.get(candidate.name)

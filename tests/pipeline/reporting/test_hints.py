@@ -163,3 +163,16 @@ def test_files_that_are_decoded_otherwise_are_no_onnx_file_that_fails(artifacts:
     assert "Have image files decoded as the model's own were" in page.section("Next step").text
     assert page.rows("How files are decoded")[0]["begins in"] == "resizing"
     assert page.section("How files are decoded").all("span", "fail")[0].text == "differ"
+
+
+def test_values_that_do_not_follow_from_fp32_are_made_again(artifacts: Artifacts) -> None:
+    why = (
+        "it does not follow from export/model.onnx: layer 'conv1': its scale is 2 times the recorded one"
+    )
+    bad = hop(ONNX[2], "int8", "fail", kind="consistency", reference="the values of export/model.onnx", why=why)
+    none = dict.fromkeys(("finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "mcnemar"))
+    artifacts.hops.append(replace(bad, **none))
+    step = artifacts.write().page().section("Next step").text
+    assert "Quantize again" in step
+    assert "--force" in step
+    assert why in step
