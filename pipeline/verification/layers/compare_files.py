@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import ProjectError
+from export.fp16.convert import has_half
 from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import aligned, count
 from pipeline.artifacts.array_rows import array_forms, read_rows
@@ -22,7 +23,7 @@ from pipeline.terminal.console import progress_bar
 from pipeline.verification.layers.compare import THRESHOLDS_DB, compare_layers
 from pipeline.verification.layers.compare_engines import compare_engines, open_subject
 from pipeline.verification.layers.failing import Failing
-from pipeline.verification.layers.half import compute_in_half, half_note, has_half
+from pipeline.verification.layers.half import compute_in_half, half_note
 from pipeline.verification.layers.keras_layers import KerasLayers, open_keras_layers
 from pipeline.verification.layers.mapping import Mapping, map_layers
 from pipeline.verification.layers.subject import Subject
