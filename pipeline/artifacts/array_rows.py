@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts.archives import ARRAYS, Form, checked_members, open_zip, reading
+from pipeline.artifacts.archives import ARRAYS, CHUNK, Form, checked_members, open_zip, reading
 
 
 def array_forms(path: Path, names: Sequence[str], expected: str = ARRAYS) -> dict[str, Form]:
@@ -51,7 +51,9 @@ def each_row(path: Path, name: str, rows: Iterable[int] | None = None, expected:
             for row in range(form.shape[0]) if rows is None else rows:
                 if not 0 <= row < form.shape[0]:
                     raise ValueError(f"no row {row:,} in {name} of shape {form.shape}")
-                file.seek(begin + row * length)  # of a packed member too, without keeping what lies before
+                start = begin + row * length
+                while (here := file.tell()) != start:  # a packed member too; one long seek would take 16 MB and more
+                    file.seek(min(start, here + CHUNK))
                 data = file.read(length)
                 if len(data) != length:
                     raise ValueError(f"{name} ends within row {row:,}")

@@ -142,6 +142,7 @@ def test_some_rows_are_read(tmp_path: Path, save) -> None:
         assert [row.tolist() for row in each_row(path, name)] == array.tolist()
         form = array_forms(path, [name])[name]
         assert (form.shape, form.dtype) == (array.shape, array.dtype)
+    assert [int(row) for row in each_row(path, "labels", [9, 2, 2])] == [9, 2, 2]
     for name, rows, said in (
         ("digits", [0, 50], "no row 50 in digits of shape"),
         ("digits", [-1], "no row -1"),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -22,6 +23,7 @@ from pipeline.data.decode import DecodeSpec
 from pipeline.reporting import charts
 from pipeline.reporting.charts import data_uri
 from pipeline.reporting.html import TEMPLATES
+from pipeline.reporting.pictures import SMALL, small_pictures
 from pipeline.reporting.sections import labels_by_pixels
 from pipeline.training.checkpoint import Epoch
 from tests.pipeline.report_artifacts import (
@@ -261,6 +263,20 @@ def test_images_without_a_label_have_no_true_class(artifacts: Artifacts) -> None
     with np.load(root / "verify/reference.npz") as file:
         found = labels_by_pixels(Paths(root), artifacts.card)
         assert [found[sha256(pixels.tobytes()).digest()] for pixels in file["pixels"]][:3] == ["cat", None, "owl"]
+
+
+def test_pictures_are_taken_from_more_test_images_than_the_memory_holds(artifacts: Artifacts) -> None:
+    root, number = artifacts.write().root, 50_000
+    pixels = np.zeros((number, SIZE, SIZE, 3), np.uint8)
+    pixels[7], pixels[-1] = artifacts.image(0), artifacts.image(1)
+    np.savez(root / "verify/reference.npz", pixels=pixels, labels=np.full(number, -1, np.int8))
+    tracemalloc.start()
+    found = small_pictures(Paths(root), artifacts.card, [number - 1, 7, number], number)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(found) == [7, number - 1]
+    assert (found[7], found[number - 1]) == (data_uri(pixels[7], SMALL), data_uri(pixels[-1], SMALL))
+    assert peak < pixels.nbytes / 2
 
 
 def test_damaged_manifests_and_sidecars_leave_a_page(artifacts: Artifacts) -> None:
