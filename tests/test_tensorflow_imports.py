@@ -19,7 +19,7 @@ IN_FUNCTIONS = {
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",
-    "pipeline/verification/assertion",
+    "pipeline/verification/classifiers",
     "pipeline/verification/decoding",
     *(f"pipeline/verification/explain/{name}" for name in ("__init__", "case", "layers", "part")),
     "pipeline/verification/layers/keras_layers",

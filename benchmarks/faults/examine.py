@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,16 @@ from benchmarks.faults.specimen import Specimen
 from export.metrics.distances import read_noise
 from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.diagnosis import Decoding, Hint
-from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.parity_report import Hop, Overall
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, REFERENCE, Artifacts
 from pipeline.data.sample import Sample
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.keras import load_logits_model
 from pipeline.verification.culprits import culprits
-from pipeline.verification.decoding import compare_decoding, explain_decoding
-from pipeline.verification.diagnose import with_decoding
-from pipeline.verification.explain import explain
-from pipeline.verification.explain.case import Case
+from pipeline.verification.decoding import compare_decoding
+from pipeline.verification.diagnose import Compared, explain_failures, with_decoding
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.verify import list_candidates, run_all
 
@@ -109,8 +106,8 @@ class Examiner:
             explained: whether hints are computed. Defaults to True.
         """
         start = time.monotonic()
-        reference = _reference(specimen)
-        candidates = list_candidates(Artifacts(specimen.folder), RuntimeOptions())
+        reference, artifacts = _reference(specimen), Artifacts(specimen.folder)
+        candidates = list_candidates(artifacts, RuntimeOptions())
         if planted is not None:
             candidates = [replace(c, open=planted.runners.get(c.run_name, c.open)) for c in candidates]
         answers = self._run(candidates, reference, specimen, planted)
@@ -119,28 +116,9 @@ class Examiner:
         at_fault = culprits(parity.hops)
         hints: tuple[Hint, ...] = ()
         if explained:
-            hints = self._explain(at_fault, candidates, answers, reference, specimen) + explain_decoding(decodings)
+            compared = Compared(parity, candidates, answers, reference, specimen.card)
+            hints = explain_failures(compared, artifacts, (), decodings, lambda: self._keras(specimen))
         return Examination(parity.verdict, parity.hops, tuple(at_fault), hints, time.monotonic() - start)
-
-    def _explain(
-        self,
-        at_fault: Sequence[Hop],
-        candidates: Sequence[Candidate],
-        answers: Mapping[str, Answer],
-        reference: Reference,
-        specimen: Specimen,
-    ) -> tuple[Hint, ...]:
-        factors = specimen.path(EQUALIZATION)
-        case = Case(
-            candidates,
-            answers,
-            reference,
-            specimen.card,
-            {name: specimen.path(name) for name in (*ONNX.values(), *(c.name for c in candidates))},
-            load=lambda: self._keras(specimen),
-            factors=read_factors(factors) if factors.is_file() else {},
-        )
-        return explain([hop for hop in at_fault if hop.candidate != CARD], case)
 
     def _run(
         self, candidates: Sequence[Candidate], reference: Reference, specimen: Specimen, planted: Planted | None

@@ -20,6 +20,7 @@ from export.int8.search import calibrate
 from export.onnx_passes.file import load_model, save_model
 from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.array_rows import array_forms, read_rows
 from pipeline.artifacts.engines import engines
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, SCALES, Artifacts
@@ -94,8 +95,11 @@ class Specimen:
     @cached_property
     def reference(self) -> dict[str, np.ndarray]:
         """The arrays ``pixels``, ``labels`` and ``logits`` of the test images."""
-        arrays = read_arrays(self.folder / REFERENCE, ("pixels", "labels", "logits"))
-        return {name: array[: self.images] for name, array in arrays.items()}
+        path, names = self.folder / REFERENCE, ("pixels", "labels", "logits")
+        if self.images is None:
+            return read_arrays(path, names)
+        images = range(min(self.images, array_forms(path, names)["labels"].shape[0]))
+        return {name: read_rows(path, name, images) for name in names}
 
     @property
     def normalisations(self) -> dict[str, Normalisation]:

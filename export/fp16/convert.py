@@ -42,6 +42,14 @@ _LOST = 1e-3  # share of a weight's norm: rounding to normal FP16 loses 2e-4, de
 _PASSING = ("Relu", "LeakyRelu", "MaxPool", "Max", "Reshape", "Flatten", "Squeeze", "Transpose", "Pad", "Cast")
 
 
+def has_half(model: onnx.ModelProto) -> bool:
+    """Return whether a graph computes anything in FP16: it casts to FP16, or holds FP16 weights."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
+        attribute(node, "to") == TensorProto.FLOAT16 for node in nodes
+    )
+
+
 def preprocessing_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the nodes from the input to the first Conv (or to its QuantizeLinear), excluding that one.
 

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -163,7 +163,7 @@ def array_names(path: Path, expected: str = ARRAYS) -> list[str]:
         FileNotFoundError: No such file.
         DataError: Not an .npz file.
     """
-    with _reading(path, expected), open_zip(path) as archive:
+    with reading(path, expected), open_zip(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -180,15 +180,10 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, expected: str = 
         DataError: Not an .npz file; an array is missing, holds objects, or has a header that disagrees with its
             bytes; or the archive unpacks to far more than its size.
     """
-    with _reading(path, expected), open_zip(path) as archive:
-        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        chosen = list(members) if names is None else names
-        if missing := [name for name in chosen if name not in members]:
-            raise ValueError(f"no {listed(missing)}, but {listed(members)}"[:500])
-        _check_sizes(archive, [archive.getinfo(members[name]) for name in chosen], path)
+    with reading(path, expected), open_zip(path) as archive:
         arrays: dict[str, np.ndarray] = {}
-        for name in chosen:
-            with archive.open(members[name]) as file:
+        for name, (member, _) in checked_members(archive, names, path).items():
+            with archive.open(member) as file:
                 arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
         return arrays
 
@@ -213,30 +208,58 @@ def read_array(path: Path, most: int) -> np.ndarray:
         FileNotFoundError: No such file.
         DataError: Not an .npy file, an array of objects, too many values, or a header that disagrees with the bytes.
     """
-    with _reading(path, "an array as numpy.save writes it"), path.open("rb") as file:
-        shape = _check_header(file, path.stat().st_size)
+    with reading(path, "an array as numpy.save writes it"), path.open("rb") as file:
+        shape = _check_header(file, path.stat().st_size).shape
         if math.prod(shape) > most:
             raise ValueError(f"shape {shape}, more than {most:,} values")
         file.seek(0)
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _check_sizes(archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo], path: Path) -> None:
-    declared, size = sum(info.file_size for info in members), path.stat().st_size
+class Form(NamedTuple):
+    """What the header of an .npy file says of its array."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype[Any]
+
+
+def checked_members(
+    archive: zipfile.ZipFile, names: Sequence[str] | None, path: Path
+) -> dict[str, tuple[zipfile.ZipInfo, Form]]:
+    """Return the members of an open .npz file that hold arrays, with their forms, after comparing both with its bytes.
+
+    Args:
+        archive: The open file.
+        names: Arrays that it must hold; None for all.
+        path: The file.
+
+    Raises:
+        ValueError: As `read_arrays` raises it as a DataError; so do the other errors of `reading`.
+    """
+    members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+    chosen = list(members) if names is None else names
+    if missing := [name for name in chosen if name not in members]:
+        raise ValueError(f"no {listed(missing)}, but {listed(members)}"[:500])
+    infos = {name: archive.getinfo(members[name]) for name in chosen}
+    declared, size = sum(info.file_size for info in infos.values()), path.stat().st_size
     if declared > RATIO * size + SMALL:
         raise ValueError(f"{count(size, 'byte')} that unpack to {declared:,}. It would fill the memory; do not use it")
-    for info in members:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{info.filename} is packed in another way than numpy's")
-        with archive.open(info) as file:
-            try:
-                _check_header(file, info.file_size)
-            except _UNREADABLE as error:
-                raise ValueError(f"{info.filename}: {error}") from error
+    return {name: (info, _form(archive, info)) for name, info in infos.items()}
 
 
-def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
-    """Return the shape in an .npy header after comparing the header with the file's size in bytes."""
+def _form(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Form:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is packed in another way than numpy's")
+    with archive.open(info) as file:
+        try:
+            return _check_header(file, info.file_size)
+        except _UNREADABLE as error:
+            raise ValueError(f"{info.filename}: {error}") from error
+
+
+def _check_header(file: IO[bytes], size: int) -> Form:
+    """Return the form in an .npy header after comparing the header with the file's size in bytes."""
     start = file.read(12)
     version = tuple(start[6:8])
     if start[:6] != np.lib.format.MAGIC_PREFIX or version not in ((1, 0), (2, 0)):
@@ -246,7 +269,8 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     if length > LONGEST_HEADER:
         raise ValueError(f"a header of {count(length, 'byte')}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(io.BytesIO(start[8:] + file.read(length + width - 4)))
+    form = Form(*read_header(io.BytesIO(start[8:] + file.read(length + width - 4))))
+    shape, _, dtype = form
     actual = size - 8 - width - length
     declared = math.prod(shape) * dtype.itemsize
     for wrong, reason in (
@@ -259,11 +283,11 @@ def _check_header(file: IO[bytes], size: int) -> tuple[int, ...]:
     ):
         if wrong:
             raise ValueError(reason)
-    return shape
+    return form
 
 
 @contextlib.contextmanager
-def _reading(path: Path, expected: str) -> Iterator[None]:
+def reading(path: Path, expected: str) -> Iterator[None]:
     """Raise whatever a damaged file raises as one DataError with its path; FileNotFoundError passes unchanged."""
     try:
         yield

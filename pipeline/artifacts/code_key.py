@@ -32,6 +32,7 @@ BORDERS = {
     "pipeline/recipe/limits.py": "refuses values of the recipe",
     "pipeline/recipe/messages.py": "parses YAML, or refuses it",
     "pipeline/artifacts/archives.py": "reads an archive or an array file, or refuses it",
+    "pipeline/artifacts/array_rows.py": "reads rows of an array file, or refuses it",
     "pipeline/artifacts/files.py": "moves and hashes bytes",
     "pipeline/artifacts/inputs.py": "gives stages their declared inputs, which enter the key by their bytes",
     "pipeline/artifacts/manifest.py": "records results and compares keys",

@@ -99,7 +99,7 @@ class Verified:
     Attributes:
         verdict: Verdict over all hops.
         images: Number of test images.
-        accuracy: Accuracy of Keras on them, as a share.
+        accuracy: Accuracy of Keras on those with a label, as a share; None where none has one.
         skipped_images: Reasons why images were unreadable, by name.
         warnings: What a user should know about the model or the images, whatever the verdict.
         images_to_decide: Estimated number of test images that would decide, where these are too few.
@@ -111,7 +111,7 @@ class Verified:
 
     verdict: str
     images: int
-    accuracy: float
+    accuracy: float | None
     skipped_images: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     images_to_decide: int | None = None

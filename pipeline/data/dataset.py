@@ -28,6 +28,8 @@ from pipeline.terminal.console import progress_bar
 
 log = logging.getLogger(__name__)
 
+BATCH = 64  # images that are decoded ahead of the others
+
 _ANY = DecodeSpec((32, 32), "stretch")  # whether a file can be decoded does not depend on the requested size
 
 
@@ -276,8 +278,13 @@ class Pixels:
 
     def all(self, samples: Sequence[Sample], description: str) -> tuple[np.ndarray, np.ndarray]:
         """Return every readable sample at once: (uint8 NHWC pixels, int64 labels)."""
-        batches = self.batches(samples, max(1, len(samples)), description)
-        return next(batches, (np.zeros((0, *self.decode.size, 3), np.uint8), np.zeros(0, np.int64)))
+        pixels = np.empty((len(samples), *self.decode.size, 3), np.uint8)  # filled in place: they may fill the memory
+        labels = np.empty(len(samples), np.int64)
+        read = 0
+        for some, classes in self.batches(samples, BATCH, description):
+            pixels[read : read + len(some)], labels[read : read + len(some)] = some, classes
+            read += len(some)
+        return pixels[:read], labels[:read]
 
     def _try(self, sample: Sample) -> np.ndarray | ImageError:
         try:

@@ -1,4 +1,4 @@
-"""Learning curves as SVG, and labelled images as data URIs, for the report."""
+"""Learning curves as SVG, labels of images, and images as data URIs, for the report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from export.errors import DataError, ProjectError
 from export.words import count
 from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.array_rows import array_forms
 from pipeline.artifacts.paths import CARD
 from pipeline.models.model_card import ModelCard
 from pipeline.reporting.html import limited
@@ -134,8 +135,8 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     return f"{head} {names}>{drawing[start.end() :]}"
 
 
-def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the images of an .npz file and their labels.
+def read_labels(path: Path, card: ModelCard, remedy: str) -> np.ndarray:
+    """Read the labels of the images in an .npz file, whose pixels are read where they are needed.
 
     Args:
         path: a file with the arrays "pixels" and "labels".
@@ -143,27 +144,28 @@ def read_labelled(path: Path, card: ModelCard, remedy: str) -> tuple[np.ndarray,
         remedy: the last sentence of error messages.
 
     Returns:
-        uint8 (N, height, width, 3) as the model sees them before preprocessing; integers (N,), indices of its classes.
+        integers (N,), indices of its classes; -1 where an image has no label. There are as many pixels, uint8
+        (N, height, width, 3) as the model sees them before preprocessing.
 
     Raises:
         ProjectError: the file is missing, damaged, or of another model.
     """
     try:
-        arrays = read_arrays(path, ("pixels", "labels"))
+        pixels = array_forms(path, ("pixels", "labels"))["pixels"]
+        labels = read_arrays(path, ("labels",))["labels"]
     except (OSError, DataError) as error:
         raise ProjectError(f"Expected 'pixels' and 'labels' in {path}. Received: {error}. {remedy}") from error
-    pixels, labels = arrays["pixels"], arrays["labels"]
     fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (*card.size, 3) and labels.shape == pixels.shape[:1]
     received = ""
     if not fits or not np.issubdtype(labels.dtype, np.integer):
         received = f"pixels {pixels.dtype} {pixels.shape} and labels {labels.dtype} {labels.shape}"
-    elif len(labels) and not 0 <= labels.min() <= labels.max() < len(card.classes):
+    elif len(labels) and not -1 <= labels.min() <= labels.max() < len(card.classes):
         received = f"labels from {labels.min()} to {labels.max()} for {count(len(card.classes), 'class', 'classes')}"
     if received:
         raise ProjectError(
             f"Expected 'pixels' and 'labels' of the model of {CARD} in {path}. Received: {received}. {remedy}"
         )
-    return pixels, labels
+    return labels
 
 
 def data_uri(pixels: np.ndarray, most: int = 160) -> str:

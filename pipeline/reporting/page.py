@@ -5,6 +5,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from pipeline import __version__
+from pipeline.artifacts.array_rows import each_row
 from pipeline.artifacts.benchmark_report import read_benchmark
 from pipeline.artifacts.manifest import MANIFEST, read_stage
 from pipeline.artifacts.parity_report import (
@@ -20,7 +21,7 @@ from pipeline.models.model_card import ModelCard, read_card
 from pipeline.recipe.schema import Recipe
 from pipeline.reporting import charts
 from pipeline.reporting.cards import cards
-from pipeline.reporting.charts import data_uri, read_labelled
+from pipeline.reporting.charts import data_uri, read_labels
 from pipeline.reporting.classes import classes_sections
 from pipeline.reporting.decoding import decoding_sections
 from pipeline.reporting.evidence import evidence_sections
@@ -124,8 +125,10 @@ def _sample_images(artifacts: Artifacts, card: ModelCard) -> list[tuple[str, str
     """Some training images as (class name, data URI); a result of an earlier version has none."""
     if not artifacts.has(SAMPLES):
         return []
-    pixels, labels = read_labelled(artifacts.path(SAMPLES), card, "Run the train stage again.")
-    return [(card.classes[label], data_uri(image)) for image, label in zip(pixels, labels)]
+    path = artifacts.path(SAMPLES)
+    labels = read_labels(path, card, "Run the train stage again.")
+    named = [(card.classes[label] if label >= 0 else "an image without a label") for label in labels]
+    return [(name, data_uri(pixels)) for name, pixels in zip(named, each_row(path, "pixels"))]
 
 
 def _judged(artifacts: Artifacts, parity: ParityReport) -> Section:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from pipeline.artifacts.array_rows import each_row
 from pipeline.artifacts.paths import REFERENCE, Artifacts
 from pipeline.models.model_card import ModelCard
-from pipeline.reporting.charts import data_uri, read_labelled
+from pipeline.reporting.charts import data_uri, read_labels
 
 SMALL = 64  # pixels of the longer side
 
@@ -21,7 +22,8 @@ def small_pictures(artifacts: Artifacts, card: ModelCard, images: Iterable[int],
     Raises:
         ProjectError: ``reference.npz`` is damaged, or of another model.
     """
-    pixels, _ = read_labelled(artifacts.path(REFERENCE), card, "Run the verify stage again.")
-    if len(pixels) != number:
+    path = artifacts.path(REFERENCE)
+    if len(read_labels(path, card, "Run the verify stage again.")) != number:
         return {}
-    return {image: data_uri(pixels[image], SMALL) for image in set(images) if 0 <= image < number}
+    wanted = sorted({image for image in images if 0 <= image < number})
+    return {image: data_uri(pixels, SMALL) for image, pixels in zip(wanted, each_row(path, "pixels", wanted))}

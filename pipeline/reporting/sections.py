@@ -14,6 +14,7 @@ import numpy as np
 from export.errors import ImageError, ProjectError
 from export.tensorrt.sidecar import Sidecar, read_sidecar
 from export.words import count, sentence
+from pipeline.artifacts.array_rows import each_row
 from pipeline.artifacts.manifest import Manifest, read_result, read_stage
 from pipeline.artifacts.parity_report import PASS, ParityReport, run_name
 from pipeline.artifacts.paths import PARITY, PREDICTIONS, REFERENCE, Artifacts
@@ -22,7 +23,7 @@ from pipeline.artifacts.stage_files import Prediction, image_file, read_predicti
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.load import SECTIONS, recipe_slice
 from pipeline.recipe.schema import Recipe
-from pipeline.reporting.charts import data_uri, read_labelled
+from pipeline.reporting.charts import data_uri, read_labels
 from pipeline.reporting.html import Cell, Section, Table, badge, section, size
 from pipeline.reporting.validity import digest_now, other_inputs
 from pipeline.terminal.command_line import ARTIFACTS, Invocation
@@ -169,15 +170,18 @@ def predictions_section(artifacts: Artifacts, card: ModelCard, parity: ParityRep
 
 
 def labels_by_pixels(artifacts: Artifacts, card: ModelCard) -> dict[bytes, str | None]:
-    """Return the true class of each test image by the hash of its pixels; None where equal pixels have two classes.
+    """Return the true class of each test image by the hash of its pixels.
+
+    It is None where an image has no label, or equal pixels have two classes.
 
     Raises:
         ProjectError: ``reference.npz`` is damaged, or of another model.
     """
-    pixels, labels = read_labelled(artifacts.path(REFERENCE), card, "Run the verify stage again.")
+    path = artifacts.path(REFERENCE)
+    labels = read_labels(path, card, "Run the verify stage again.")
     names: dict[bytes, str | None] = {}
-    for image, label in zip(pixels, labels):
-        key, name = _fingerprint(image), card.classes[int(label)]
+    for image, label in zip(each_row(path, "pixels"), labels):
+        key, name = _fingerprint(image), card.classes[int(label)] if label >= 0 else None
         names[key] = name if names.get(key, name) == name else None
     return names
 

@@ -7,6 +7,7 @@ logits or probabilities, perhaps beside other outputs. What the shapes leave ope
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -269,35 +270,41 @@ def log_softmax(logits: np.ndarray, floor: float) -> np.ndarray:
     return np.asarray(np.maximum(logarithms, floor), np.float32)
 
 
-def precision_in(path: Path) -> Precision:
-    """Return the precision that the operators and types in an ONNX file say.
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an ONNX file says of itself.
 
-    Returns:
-        "int8" with Q/DQ pairs or integer operators, else "fp16" with an FP16 weight or cast, else "fp32".
+    Attributes:
+        path: where it is.
+        precision: "int8" with Q/DQ pairs or integer operators, else "fp16" with an FP16 weight or cast, else "fp32".
+        size: height and width of the images that it takes; None where its shape leaves them open.
+    """
+
+    path: Path
+    precision: Precision
+    size: tuple[int, int] | None
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """Read what an ONNX file says of itself.
 
     Raises:
         ProjectError: it is no ONNX file, or keeps weights in other files.
     """
     import onnx
 
+    from export.fp16.convert import has_half
+
     refuse_external_data(path)
     model = onnx.load(str(path))
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    if any(node.op_type in INTEGER_OPERATORS for node in nodes):
-        return "int8"
-    half = onnx.TensorProto.FLOAT16
-    cast = any(node.op_type == "Cast" and any(part.i == half for part in node.attribute) for node in nodes)
-    return "fp16" if cast or any(weight.data_type == half for weight in model.graph.initializer) else "fp32"
+    integers = any(node.op_type in INTEGER_OPERATORS for node in nodes)
+    return OnnxFile(path, "int8" if integers else "fp16" if has_half(model) else "fp32", _size_of(model))
 
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Return height and width of the images that an ONNX file takes; None where its shape leaves them open."""
-    import onnx
-
-    refuse_external_data(path)
-    graph = onnx.load(str(path)).graph
-    weights = {weight.name for weight in graph.initializer}
-    for one in graph.input:
+def _size_of(model: Any) -> tuple[int, int] | None:
+    weights = {weight.name for weight in model.graph.initializer}
+    for one in model.graph.input:
         sides = [side.dim_value for side in one.type.tensor_type.shape.dim]
         if one.name not in weights and len(sides) == 4:
             height, width = sides[2:] if sides[1] in (1, 3) and sides[3] not in (1, 3) else sides[1:3]

@@ -46,7 +46,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
     from pipeline.verification.calibration_images import refuse_calibration_images
     from pipeline.verification.diagnose import Compared, compare_loading, explain_failures, with_decoding
-    from pipeline.verification.doubts import doubts
+    from pipeline.verification.doubts import accuracy_of, doubts
     from pipeline.verification.flips import collect_results
     from pipeline.verification.parity import judge
     from pipeline.verification.table import describe_hint, parity_table, shorten_hops
@@ -66,7 +66,6 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
             "stands. Install what runs them, or verify where they run."
         )
     predictions = reference.logits.argmax(axis=1)
-    accuracy = float((predictions == reference.labels).mean())
     warnings = [*card.deviations, *doubts(predictions, reference.labels, card)]
     decoding = compare_loading(samples, card, inputs, settings.model.allow)
     parity = with_decoding(judge(candidates, answers, reference, settings.verify.thresholds, warnings), decoding)
@@ -80,7 +79,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     result = Verified(
         parity.verdict,
         len(reference.labels),
-        accuracy,
+        accuracy_of(predictions, reference.labels),
         skipped,
         parity.warnings,
         hops=shorten_hops(parity, results),

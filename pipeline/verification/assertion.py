@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,95 +17,26 @@ from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, describe_distances
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
-from pipeline.runners.base import Runner, split_batches
-from pipeline.runners.foreign import (
-    ForeignRunner,
-    are_probabilities,
+from pipeline.runners.base import Runner
+from pipeline.runners.foreign import OnnxFile
+from pipeline.verification.classifiers import (
+    Classifier,
+    Rows,
     image_size,
-    log_probabilities,
-    log_softmax,
-    precision_in,
+    load_classifier,
+    name_classifier,
+    open_classifier,
 )
-from pipeline.verification.explain.exceeding import IMAGES as FEW
-from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.explain.outputs import explain_outputs
-from pipeline.verification.overflow import Extreme
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
 if TYPE_CHECKING:
-    import keras
-
     from pipeline.data.resize import Resize
     from pipeline.verification.named_images import NamedImages
 
 log = logging.getLogger(__name__)
 
-Rows = Callable[[np.ndarray], Any]
-Classifier = Union[str, Path, Rows, "keras.Model"]
 Preprocessing = str | PreprocessingSpec | Rows
-
-
-class _Model:
-    """A classifier that is ready to run.
-
-    Args:
-        predict: from images as the model takes them to rows of scores.
-        dtype: of these images; None: any.
-        log_floor: of a model that is known to give probabilities, see `ForeignRunner`. Defaults to None.
-        extreme: finds what exceeds FP16 in an ONNX file for a few of these images. Defaults to None: it is none.
-    """
-
-    def __init__(
-        self,
-        predict: Rows,
-        dtype: np.dtype[Any] | None,
-        log_floor: float | None = None,
-        extreme: Callable[[np.ndarray], Extreme | None] | None = None,
-    ) -> None:
-        self._predict = predict
-        self.dtype = dtype
-        self.log_floor = log_floor
-        self.extreme = extreme
-
-    def inputs(self, images: np.ndarray, preprocess: Rows | None, name: str) -> np.ndarray:
-        """Return images as the model takes them."""
-        if self.dtype is not None and images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-            raise DataError(
-                f"Expected uint8 pixels or preprocessed floats for {name}. Received: {images.dtype}. Convert them: "
-                "images.astype(np.uint8)."
-            )
-        if self.dtype is None or (self.dtype == np.uint8) == (images.dtype == np.uint8):
-            return images
-        if self.dtype == np.uint8:
-            raise DataError(f"Expected uint8 images for {name}, which takes pixels. Received: {images.dtype}.")
-        if preprocess is None:
-            raise DataError(
-                f"Expected preprocessing, because {name} takes {self.dtype}. Received: uint8 images alone. Name a "
-                'mode, such as preprocessing="caffe", or hand in preprocessed images.'
-            )
-        return np.asarray(preprocess(images), np.float32)
-
-    def rows(self, inputs: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return float32 rows (N, classes)."""
-        rows = np.concatenate([self._piece(piece) for piece in split_batches(inputs, batch_size)])
-        if self.log_floor is None and are_probabilities(rows):
-            self.log_floor = float(np.log(np.finfo(rows.dtype).tiny))
-        return rows.astype(np.float32, copy=False)
-
-    def _piece(self, inputs: np.ndarray) -> np.ndarray:
-        given = self._predict(inputs)
-        rows = _as_array(given)
-        if rows.ndim != 2 or len(rows) != len(inputs) or rows.shape[1] < 2 or rows.dtype.kind not in "fiu":
-            form = f"{rows.dtype} of shape {rows.shape}" if rows.dtype.kind != "O" else f"a {type(given).__name__}"
-            raise DataError(
-                f"Expected a row of scores for each of {count(len(inputs), 'image')}, one for each of two classes or "
-                f"more. Received: {form}. Compare classifiers that give logits or probabilities of shape (N, classes)."
-            )
-        return rows
-
-    def logarithms(self, rows: np.ndarray, floor: float) -> np.ndarray:
-        """Return the logarithms of the probabilities that rows are or give."""
-        return log_softmax(rows, floor) if self.log_floor is None else log_probabilities(rows, floor)
 
 
 def assert_parity(
@@ -156,14 +86,14 @@ def assert_parity(
         raise DataError(f"Expected a precision of {listed(PRECISIONS)}. Received: {precision!r}. Name one of them.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"Expected a batch_size of 1 or more. Received: {batch_size!r}. Correct it.")
-    names = _name(reference, "the reference"), _name(candidate, "the candidate")
-    reference, candidate = _loaded(reference), _loaded(candidate)
-    decoded = _decoded(images, size or _size(reference) or _size(candidate), resize, calibration)
+    names = name_classifier(reference, "the reference"), name_classifier(candidate, "the candidate")
+    source, target = load_classifier(reference), load_classifier(candidate)
+    decoded = _decoded(images, size or image_size(source) or image_size(target), resize, calibration)
     preprocess = PreprocessingSpec.from_mode(preprocessing).apply if isinstance(preprocessing, str) else preprocessing
     preprocess = preprocess.apply if isinstance(preprocess, PreprocessingSpec) else preprocess
-    precision = precision or (precision_in(Path(str(candidate))) if _is_onnx(candidate) else "fp32")
+    precision = precision or (target.precision if isinstance(target, OnnxFile) else "fp32")
     every = replace(VerifyThresholds(), **_limits(thresholds, precision))
-    with _opened(reference, decoded.pixels, None) as model:
+    with open_classifier(source, decoded.pixels, None) as model:
         inputs = model.inputs(decoded.pixels, preprocess, names[0])
         before = model.rows(inputs, batch_size)
         if (before == before[0]).all() and (decoded.pixels != decoded.pixels[0]).any():
@@ -171,7 +101,7 @@ def assert_parity(
                 f"Expected answers that differ from image to image. Received: one row for all "
                 f"{count(len(before), 'image')} from {names[0]}. Nothing can be shown by it: see what it is fed with."
             )
-        with _opened(candidate, decoded.pixels, before.shape[1]) as other:
+        with open_classifier(target, decoded.pixels, before.shape[1]) as other:
             own = other.inputs(decoded.pixels, preprocess, names[1])
             after = other.rows(own, batch_size)
             extreme = other.extreme(own) if other.extreme is not None else None
@@ -192,58 +122,6 @@ def assert_parity(
     if hop.verdict == INCONCLUSIVE:
         log.warning("%s against %s: %s", hop.candidate, hop.reference, hop.why)
     return hop
-
-
-@contextmanager
-def _opened(classifier: Classifier, images: np.ndarray, classes: int | None) -> Iterator[_Model]:
-    if _is_onnx(classifier):
-        path = Path(str(classifier))
-        height, width = images.shape[1:3]
-        with ForeignRunner(path, (height, width), classes=classes, precision=precision_in(path)) as runner:
-            yield _Model(
-                runner.scores,
-                runner.dtype,
-                runner.log_floor,
-                lambda inputs: find_extreme(path, runner.feed(inputs[:FEW])),
-            )
-        return
-    if hasattr(classifier, "predict_on_batch"):
-        yield _Model(classifier.predict_on_batch, np.dtype(np.float32))
-    else:
-        yield _Model(cast(Rows, classifier), None)
-
-
-def _loaded(classifier: Classifier) -> Classifier:
-    """Return a Keras model in place of its file; anything else as it is."""
-    if not isinstance(classifier, (str, Path)) or _is_onnx(classifier):
-        if not isinstance(classifier, (str, Path)) and not callable(classifier):
-            raise DataError(
-                "Expected an ONNX file, a Keras model or its file, or a function. Received: "
-                f"{type(classifier).__name__}. Name what is to be compared."
-            )
-        return classifier
-    from pipeline.keras_files.load import load_model
-
-    return load_model(Path(classifier))
-
-
-def _is_onnx(classifier: Classifier) -> bool:
-    return isinstance(classifier, (str, Path)) and Path(classifier).suffix.lower() == ".onnx"
-
-
-def _name(classifier: Classifier, otherwise: str) -> str:
-    if isinstance(classifier, (str, Path)):
-        return str(classifier)
-    return str(getattr(classifier, "name", None) or getattr(classifier, "__name__", otherwise))
-
-
-def _size(classifier: Classifier) -> tuple[int, int] | None:
-    """Return height and width of the images that a model's file or object says it takes; None where it says none."""
-    if _is_onnx(classifier):
-        return image_size(Path(str(classifier)))
-    shape = getattr(classifier, "input_shape", None)
-    sides = tuple(shape[1:3]) if isinstance(shape, tuple) and len(shape) == 4 else ()
-    return (sides[0], sides[1]) if sides and None not in sides else None
 
 
 def _limits(thresholds: Thresholds | Mapping[str, object] | None, precision: Precision) -> dict[str, Thresholds]:
@@ -313,14 +191,6 @@ def _refuse_other_kinds(images: object, what: str) -> None:
             f"Expected {what} as an array (N, height, width, channels) or a folder. Received: "
             f"{type(images).__name__}. Make one array of them, such as with np.stack."
         )
-
-
-def _as_array(given: Any) -> np.ndarray:
-    """Return lists of numbers as an array; anything else as an object."""
-    try:
-        return np.asarray(given)
-    except ValueError:  # of rows of different lengths
-        return np.asarray(None)
 
 
 def _judged(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -100,7 +100,11 @@ def with_decoding(parity: ParityReport, decoding: Sequence[Decoding]) -> ParityR
 
 
 def explain_failures(
-    compared: Compared, artifacts: Artifacts, allow: Sequence[str], decoding: Sequence[Decoding] = ()
+    compared: Compared,
+    artifacts: Artifacts,
+    allow: Sequence[str],
+    decoding: Sequence[Decoding] = (),
+    load: Callable[[], Any] | None = None,
 ) -> tuple[Hint, ...]:
     """Return the causes of the failed comparisons; none after another verdict. It hides no verdict by an error.
 
@@ -109,6 +113,7 @@ def explain_failures(
         artifacts: The recipe's.
         allow: Names of parts of the model that may run code.
         decoding: How the test images are decoded. Defaults to (): unknown.
+        load: Gives Keras' model with logits as its output. Defaults to None: it is loaded from its file.
     """
     if compared.parity.verdict != FAIL:
         return ()
@@ -123,7 +128,7 @@ def explain_failures(
         reference=compared.reference,
         card=compared.card,
         paths={candidate.name: artifacts.path(candidate.name) for candidate in compared.candidates},
-        load=partial(load_logits_model, artifacts.path(KERAS), compared.card.output, allow),
+        load=load or partial(load_logits_model, artifacts.path(KERAS), compared.card.output, allow),
         factors=factors,
     )
     at_fault = [hop for hop in culprits(compared.parity.hops) if hop.candidate != CARD]

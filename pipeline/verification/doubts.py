@@ -14,13 +14,15 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
 
     Args:
         answers: int (N,), the class that Keras predicts for each test image.
-        labels: int (N,), its true class.
+        labels: int (N,), its true class; -1 where it has none, which tells nothing about the accuracy.
         card: the model's card.
     """
     sentences = list(card.doubts)
-    numbers = np.bincount(labels, minlength=len(card.classes))
-    accuracy, largest = float((answers == labels).mean()), int(numbers.argmax())
-    share = numbers[largest] / len(labels)  # the accuracy of always predicting the largest class
+    known = labels >= 0
+    numbers = np.bincount(labels[known], minlength=len(card.classes))
+    accuracy, largest = accuracy_of(answers, labels), int(numbers.argmax())
+    share = numbers[largest] / max(1, known.sum())  # the accuracy of always predicting the largest class
+    tested = "test images" if known.all() else "labelled test images"
     advice = (
         "Train longer, with more images, or from pretrained weights (model.weights: imagenet)."
         if card.source is None
@@ -29,17 +31,30 @@ def doubts(answers: np.ndarray, labels: np.ndarray, card: ModelCard) -> list[str
     if len(set(answers.tolist())) == 1 and share < 1:
         name = card.classes[int(answers[0])]
         sentences.append(f"{ITSELF} predicts {name!r} for all {count(len(labels), 'test image')}. {advice}")
-    elif accuracy <= share < 1:
+    elif accuracy is not None and accuracy <= share < 1:
         sentences.append(
-            f"{ITSELF} classifies {percent(accuracy, 1)} of the test images correctly; always predicting "
+            f"{ITSELF} classifies {percent(accuracy, 1)} of the {tested} correctly; always predicting "
             f"{card.classes[largest]!r} would reach {percent(share, 1)}. {advice}"
         )
-    elif accuracy < BETTER_THAN_CHANCE / len(card.classes):
+    elif accuracy is not None and accuracy < BETTER_THAN_CHANCE / len(card.classes):
         sentences.append(
-            f"{ITSELF} classifies {accuracy:.1%} of the test images correctly, about what guessing among "
+            f"{ITSELF} classifies {accuracy:.1%} of the {tested} correctly, about what guessing among "
             f"{count(len(card.classes), 'class', 'classes')} gives. {advice}"
         )
-    if absent := [name for name, number in zip(card.classes, numbers) if not number]:
+    if known.any() and (absent := [name for name, number in zip(card.classes, numbers) if not number]):
         classes = count(len(absent), "class", "classes")
-        sentences.append(f"There is no test image of {classes} of {len(card.classes):,}: {listed(absent)}.")
+        sentences.append(
+            f"There is no {tested.removesuffix('s')} of {classes} of {len(card.classes):,}: {listed(absent)}."
+        )
     return sentences
+
+
+def accuracy_of(answers: np.ndarray, labels: np.ndarray) -> float | None:
+    """Return the share of right answers among the images with a label; None where no image has one.
+
+    Args:
+        answers: int (N,), the class that was predicted for each image.
+        labels: int (N,), its true class; -1 where it has none.
+    """
+    known = labels >= 0
+    return float((answers[known] == labels[known]).mean()) if known.any() else None

@@ -41,13 +41,15 @@ def measured(
     return replace(
         hop,
         finite=comparison.finite,
-        max_abs=_finite(comparison.max_abs),
-        mean_abs=_finite(comparison.mean_abs),
-        relative_error=_finite(comparison.relative_error),
-        relative_l2=_finite(comparison.relative_l2),
-        cosine=_finite(comparison.cosine),
-        sqnr_db=_finite(comparison.sqnr_db),
-        kl=_finite(kl_divergence(softmax(reference), probabilities)) if fits and probabilities is not None else None,
+        max_abs=finite_or_none(comparison.max_abs),
+        mean_abs=finite_or_none(comparison.mean_abs),
+        relative_error=finite_or_none(comparison.relative_error),
+        relative_l2=finite_or_none(comparison.relative_l2),
+        cosine=finite_or_none(comparison.cosine),
+        sqnr_db=finite_or_none(comparison.sqnr_db),
+        kl=finite_or_none(kl_divergence(softmax(reference), probabilities))
+        if fits and probabilities is not None
+        else None,
         top1_agreement=comparison.top1_agreement,
         top5_agreement=comparison.top5_agreement,
         agreement_interval=comparison.agreement_interval,
@@ -127,6 +129,6 @@ def check_probabilities(logits: np.ndarray, probabilities: np.ndarray, precision
     )
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return None for infinity and NaN, which JSON lacks; ``finite`` and ``max_abs`` of a hop tell which it was."""
     return value if math.isfinite(value) else None

@@ -18,7 +18,7 @@ from pipeline.artifacts.paths import KERAS
 from pipeline.models.model_card import ModelCard
 from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
-from pipeline.runners.foreign import ForeignRunner, log_softmax, precision_in
+from pipeline.runners.foreign import ForeignRunner, log_softmax, read_onnx_file
 from pipeline.runners.keras import load_logits_model
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.culprits import culprits
@@ -83,7 +83,7 @@ def compare_onnx_files(
     Raises:
         ProjectError: a file is no ONNX file, or Keras gives no finite logits.
     """
-    precisions = {file: precision or precision_in(file) for file in dict.fromkeys(files)}
+    precisions = {file: precision or read_onnx_file(file).precision for file in dict.fromkeys(files)}
     logits, noise = run_keras(keras_model, card, settings, images.pixels)
     reference = Reference(
         KERAS, sha256_file(keras_model), images.pixels, labels, logits, noise=noise, names=images.names

@@ -82,8 +82,8 @@ def _agreement(comparison: Comparison, limit: float, near_ties: int | None) -> F
     if share >= limit:
         # Rounded down, so that the sentence never says more than the interval.
         return Finding(PASS, f"at least {math.floor(1000 * low) / 10:.1f} % agreement{besides} with 95 % confidence")
-    measured = _measured(f"top-1 agreement{besides}", share, (low, high), comparison.images)
-    return _missed(f"{measured}, {limit:.4f} required", high < limit, images_to_decide(share, limit))
+    measured = _measured(f"top-1 agreement{besides}", share, (low, high), comparison.images, limit)
+    return _missed(f"{measured}, {_decimals(limit, 1.0)} required", high < limit, images_to_decide(share, limit))
 
 
 def _drop(comparison: Comparison, limit: float) -> Finding:
@@ -94,14 +94,21 @@ def _drop(comparison: Comparison, limit: float) -> Finding:
     if drop <= limit:
         most = math.ceil(1000 * max(interval[1], 0.0)) / 10
         return Finding(PASS, f"at most {most:.1f} points of accuracy lost with 95 % confidence")
-    measured = _measured("accuracy drop", drop, interval, comparison.labelled)
+    measured = _measured("accuracy drop", drop, interval, comparison.labelled, limit)
     rates = changed.losses / comparison.labelled, changed.gains / comparison.labelled
     enough = images_to_decide_drop(*rates, limit)
-    return _missed(f"{measured}, at most {limit:.4f} allowed", interval[0] > limit, enough)
+    return _missed(f"{measured}, at most {_decimals(limit, 1.0)} allowed", interval[0] > limit, enough)
 
 
-def _measured(name: str, value: float, interval: tuple[float, float], images: int) -> str:
-    return f"{name} {value:.4f} (95 %: {interval[0]:.4f} to {interval[1]:.4f}) of {count(images, 'image')}"
+def _measured(name: str, value: float, interval: tuple[float, float], images: int, limit: float) -> str:
+    share, low, high = (_decimals(one, limit) for one in (value, *interval))
+    return f"{name} {share} (95 %: {low} to {high}) of {count(images, 'image')}"
+
+
+def _decimals(share: float, limit: float) -> str:
+    """Return a share with four decimals, or with so many that it reads neither as 1 nor as the limit if it is not."""
+    digits = next((n for n in range(4, 17) if round(share, n) not in {1.0, round(limit, n)} - {share}), 4)
+    return f"{share:.{digits}f}"
 
 
 def _missed(why: str, excluded: bool, images: int | None) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from pipeline.verification.layers.subject import Subject
 
 if TYPE_CHECKING:
     import keras
+
+log = logging.getLogger(__name__)
 
 # SQNR in dB from which a layer fed with Keras' values gives Keras' output, with nothing rounded but its weights.
 AGREES: Mapping[str, float] = {"fp32": 70.0, "fp16": 45.0, "int8": 22.0}
@@ -82,7 +85,8 @@ class Part:
         """Return the SQNR in dB of a changed model, or with other inputs; -inf where it does not run."""
         try:
             return fit_db(self.reference, run_part(model, inputs or self.inputs))
-        except Exception:  # ONNX Runtime's own exceptions share no public base; a repair that cannot run is none
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            log.debug("a repair of %s cannot run: %s", self.layer.name, error)
             return -np.inf
 
     def agrees(self, db: float) -> bool:

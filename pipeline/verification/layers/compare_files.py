@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import ProjectError
+from export.fp16.convert import has_half
 from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import aligned, count
-from pipeline.artifacts.archives import read_arrays
+from pipeline.artifacts.array_rows import array_forms, read_rows
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.layer_report import HalfArithmetic, LayerReport, LayerRow, LayerRun
 from pipeline.artifacts.machine import peak_memory_mib
@@ -22,7 +23,7 @@ from pipeline.terminal.console import progress_bar
 from pipeline.verification.layers.compare import THRESHOLDS_DB, compare_layers
 from pipeline.verification.layers.compare_engines import compare_engines, open_subject
 from pipeline.verification.layers.failing import Failing
-from pipeline.verification.layers.half import compute_in_half, half_note, has_half
+from pipeline.verification.layers.half import compute_in_half, half_note
 from pipeline.verification.layers.keras_layers import KerasLayers, open_keras_layers
 from pipeline.verification.layers.mapping import Mapping, map_layers
 from pipeline.verification.layers.subject import Subject
@@ -30,6 +31,7 @@ from pipeline.verification.layers.subject import Subject
 log = logging.getLogger(__name__)
 
 _MAPPED_ON = 2  # images by whose values tensors are found
+LOOKED_AT = ("pixels", "logits")  # of the first test images
 _WORST = 10  # rows of the table of a run
 NOTES: dict[Precision, str] = {
     "fp32": "",
@@ -62,8 +64,11 @@ def compare_files(artifacts: Artifacts, settings: Recipe, out: Path) -> LayerRep
             "model was exported."
         )
     keras_layers = open_keras_layers(artifacts.path(KERAS), read_card(artifacts.path(CARD)), settings.model.allow)
-    reference = read_arrays(artifacts.path(REFERENCE), ("pixels", "logits"))
-    pixels = reference["pixels"][: settings.verify.layer_images]
+    path = artifacts.path(REFERENCE)
+    images = range(
+        min(settings.verify.layer_images, *(form.shape[0] for form in array_forms(path, LOOKED_AT).values()))
+    )
+    pixels, logits = (read_rows(path, name, images) for name in LOOKED_AT)
     runs: list[LayerRun] = []
     half: list[HalfArithmetic] = []
     mappings: dict[str, Mapping] = {}
@@ -74,13 +79,13 @@ def compare_files(artifacts: Artifacts, settings: Recipe, out: Path) -> LayerRep
             mappings[name] = mapping
         if name in ONNX.values() and has_half(subject.model):
             try:
-                half.append(compute_in_half(subject, pixels, reference["logits"]))
+                half.append(compute_in_half(subject, pixels, logits))
                 run = replace(run, note="; ".join(filter(None, (run.note, half_note(half[-1])))))
             except ProjectError as error:
                 log.warning("%s", error)
         runs.append(run)
     runs += compare_engines(artifacts, keras_layers, mappings, pixels, settings.runtime, out)
-    failing = Failing(artifacts, keras_layers, mappings, reference["pixels"], settings, out)
+    failing = Failing(artifacts, keras_layers, mappings, settings, out)
     reduced = failing.reduce(runs) if settings.verify.reduce else ()
     found = {layer.name for mapping in mappings.values() for layer in mapping.layers}
     reasons = {n: why for mapping in reversed(mappings.values()) for n, why in mapping.without_tensor.items()}

@@ -10,10 +10,11 @@ import numpy as np
 
 from export.errors import DeviceUnavailableError
 from export.onnx_passes.graph import tensor_shapes
+from pipeline.artifacts.array_rows import array_forms, read_rows
 from pipeline.artifacts.engines import plan_flavour
 from pipeline.artifacts.layer_report import LayerRun, Reduced
 from pipeline.artifacts.parity_report import FROM_KERAS, Hop, read_parity
-from pipeline.artifacts.paths import PARITY, Artifacts
+from pipeline.artifacts.paths import PARITY, REFERENCE, Artifacts
 from pipeline.recipe.schema import Recipe, Thresholds
 from pipeline.verification.culprits import culprits
 from pipeline.verification.layers.compare_engines import built_from, open_subject
@@ -37,7 +38,6 @@ class Failing:
         artifacts: Files, engines and the verdict.
         keras_layers: The reference.
         mappings: Tensors of the layers by name of the ONNX file.
-        pixels: Test images, uint8 (N, height, width, 3) RGB, in the order of the verdict.
         settings: The recipe.
         out: The stage's folder.
     """
@@ -45,7 +45,6 @@ class Failing:
     artifacts: Artifacts
     keras_layers: KerasLayers
     mappings: Table[str, Mapping]
-    pixels: np.ndarray
     settings: Recipe
     out: Path
 
@@ -71,8 +70,10 @@ class Failing:
     def _worst(self, hop: Hop | None) -> np.ndarray:
         """Return a few images, those first whose logits differ most."""
         noise = hop.image_noise if hop is not None else None
-        worst = [index for index, _ in noise.worst if index < len(self.pixels)] if noise is not None else []
-        return self.pixels[list(dict.fromkeys([*worst, *range(min(_IMAGES, len(self.pixels)))]))[:_IMAGES]]
+        path = self.artifacts.path(REFERENCE)
+        images = array_forms(path, ("pixels",))["pixels"].shape[0]
+        worst = [index for index, _ in noise.worst if index < images] if noise is not None else []
+        return read_rows(path, "pixels", list(dict.fromkeys([*worst, *range(min(_IMAGES, images))]))[:_IMAGES])
 
     def _least_db(self, run: LayerRun) -> float:
         """Return the SQNR that a part is asked for: that of a layer, or where every layer has it, of the logits."""

@@ -9,7 +9,6 @@ residual and an activation are rounded to FP16 each. A kernel that adds in FP16 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,9 +19,7 @@ from export.words import count
 from pipeline.artifacts.layer_report import HalfArithmetic
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.layers.subject import FedSession, Subject
-
-if TYPE_CHECKING:
-    import onnx
+from pipeline.verification.measure import finite_or_none
 
 IMAGES = 4
 SECONDS = 120.0  # after which no further image is begun: about 25 s an image for a ResNet-50 at 224
@@ -30,17 +27,6 @@ HOW = (
     "each node in the types of the file; sums inside a convolution or a matrix product in FP32, as tensor cores with "
     "FP32 accumulators add, and everything else in FP16 rounded after each operation"
 )
-
-
-def has_half(model: onnx.ModelProto) -> bool:
-    """Return whether a graph computes anything in FP16: it casts to FP16, or holds FP16 weights."""
-    from onnx import TensorProto
-
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
-        attribute.name == "to" and attribute.i == TensorProto.FLOAT16
-        for node in model.graph.node
-        for attribute in node.attribute
-    )
 
 
 def compute_in_half(
@@ -92,11 +78,11 @@ def compute_in_half(
     return HalfArithmetic(
         run=subject.run,
         images=images,
-        sqnr_db=_finite(compared.sqnr_db),
-        relative_error=_finite(compared.relative_error),
+        sqnr_db=finite_or_none(compared.sqnr_db),
+        relative_error=finite_or_none(compared.relative_error),
         agreement=compared.top1_agreement,
         finite=compared.finite,
-        cpu_sqnr_db=_finite(sqnr_db(cpu, given)) if usable else None,
+        cpu_sqnr_db=finite_or_none(sqnr_db(cpu, given)) if usable else None,
         seconds=time.monotonic() - started,
         how=HOW,
     )
@@ -111,8 +97,3 @@ def half_note(half: HalfArithmetic) -> str:
         f"in true FP16 arithmetic, the logits of {count(half.images, 'image')} are {keras} Keras' and {cpu} those "
         f"computed here, with {100 * half.agreement:.0f} % of the top classes as Keras has them"
     )
-
-
-def _finite(value: float) -> float | None:
-    """Return None for infinity, which JSON lacks."""
-    return value if np.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -13,6 +14,7 @@ import pytest
 
 from export.errors import DataError, RecipeError
 from pipeline.artifacts.archives import array_names, read_array, read_arrays, read_member
+from pipeline.artifacts.array_rows import array_forms, each_row, read_rows
 from pipeline.data.class_names import data_names, model_names
 from pipeline.data.sources import read_source
 from pipeline.models.preprocessing import own_preprocessing
@@ -68,8 +70,14 @@ def test_archives_that_are_bombs(tmp_path: Path) -> None:
     alone.write_bytes(header(HUGE))
     long = tmp_path / "long.npy"
     long.write_bytes(LONG_HEADER)
+    calls += [("pipeline.artifacts.array_rows:read_rows", path, ["x", [0]]) for path, _ in list(cases.values())[:-1]]
     calls += [("pipeline.artifacts.archives:read_array", path, [10**15]) for path in (alone, long)]
-    found = [*cases.values(), (alone, "promises uint8 (9895604649984,)"), (long, "a header of 2,147,483,648 bytes")]
+    found = [
+        *cases.values(),
+        *list(cases.values())[:-1],
+        (alone, "promises uint8 (9895604649984,)"),
+        (long, "a header of 2,147,483,648 bytes"),
+    ]
     for (path, part), attempt in zip(found, attempts(calls, ["numpy"])):
         assert attempt.error == "DataError", (path, attempt)
         assert str(path) in attempt.message
@@ -115,6 +123,50 @@ def test_sound_archives_are_read(tmp_path: Path, save) -> None:
         read_array(tmp_path / "a.npy", 11)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_some_rows_are_read(tmp_path: Path, save) -> None:
+    arrays: dict[str, np.ndarray] = {
+        "digits": np.random.default_rng(0).integers(0, 256, (50, 5, 7, 3)).astype(np.uint8),
+        "labels": np.arange(50),
+        "texts": np.array(["a", "äöü"]),
+        "empty": np.zeros((0, 3)),
+    }
+    path = tmp_path / "a.npz"
+    save(path, **arrays, scalar=np.float32(3), columns=np.asfortranarray(np.eye(3, 4)))
+    for name, rows in (("digits", [7, 0, 49, 7, 8]), ("digits", range(50)), ("labels", [3, 2]), ("texts", [1, 0])):
+        found = read_rows(path, name, rows)
+        np.testing.assert_array_equal(found, arrays[name][list(rows)])
+        assert found.dtype == arrays[name].dtype
+    for name, array in arrays.items():
+        assert read_rows(path, name, []).shape == (0, *array.shape[1:])
+        assert [row.tolist() for row in each_row(path, name)] == array.tolist()
+        form = array_forms(path, [name])[name]
+        assert (form.shape, form.dtype) == (array.shape, array.dtype)
+    assert [int(row) for row in each_row(path, "labels", [9, 2, 2])] == [9, 2, 2]
+    for name, rows, said in (
+        ("digits", [0, 50], "no row 50 in digits of shape"),
+        ("digits", [-1], "no row -1"),
+        ("empty", [0], "no row 0"),
+        ("scalar", [0], "not stored row by row"),
+        ("columns", [0], "not stored row by row"),
+        ("other", [0], "no other, but digits, labels"),
+    ):
+        with pytest.raises(DataError, match=said):
+            read_rows(path, name, rows)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_of_more_than_the_memory_are_read(tmp_path: Path, save) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (60_000, 1, 80), np.uint8)
+    save(tmp_path / "a.npz", x=np.broadcast_to(noise, (60_000, 20, 80)))
+    calls = [("pipeline.artifacts.archives:read_arrays", tmp_path / "a.npz", [["x"]])]
+    calls += [("pipeline.artifacts.array_rows:read_rows", tmp_path / "a.npz", ["x", [59_999, 3]])]
+    whole, some = attempts(calls, ["numpy"])
+    assert whole.error == "MemoryError"
+    assert some.error == "", some
+    assert str(noise[59_999, 0, 0]) in some.message
+
+
 def test_damage_of_every_byte_is_told(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.arange(40), y=np.ones(3))
     data = (tmp_path / "a.npz").read_bytes()
@@ -124,6 +176,10 @@ def test_damage_of_every_byte_is_told(tmp_path: Path) -> None:
             read_arrays(tmp_path / "b.npz")
         except DataError:
             continue
+    for position in range(0, len(data), 5):
+        (tmp_path / "b.npz").write_bytes(data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :])
+        with contextlib.suppress(DataError):
+            read_rows(tmp_path / "b.npz", "x", [0, 39])
     for length in range(0, len(data), 7):
         (tmp_path / "b.npz").write_bytes(data[:length])
         with pytest.raises(DataError, match=r"b\.npz"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -440,3 +441,15 @@ def test_digits_come_with_the_environment() -> None:
     arrays = [s.read() for s in images.splits["test"]]
     assert max(a.max() for a in arrays) == 255
     assert {(a.shape, a.dtype) for a in arrays} == {((8, 8), np.dtype(np.uint8))}
+
+
+def test_decoded_images_are_held_once() -> None:
+    size, picture = (128, 128), np.zeros((128, 128, 3), np.uint8)
+    samples = [Sample(str(number), number % 2, "", lambda: picture) for number in range(600)]
+    tracemalloc.start()
+    pixels, labels = Pixels(DecodeSpec(size, "stretch"), 0).all(samples, "images")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pixels.shape == (600, *size, 3)
+    assert labels.tolist() == [0, 1] * 300
+    assert peak < 1.7 * pixels.nbytes

@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ from PIL import Image
 
 from export.errors import ProjectError
 from pipeline.artifacts.diagnosis import Decoding, Hint
+from pipeline.artifacts.paths import Artifacts as Paths
 from pipeline.data.decode import DecodeSpec
 from pipeline.reporting import charts
 from pipeline.reporting.charts import data_uri
 from pipeline.reporting.html import TEMPLATES
+from pipeline.reporting.pictures import SMALL, small_pictures
+from pipeline.reporting.sections import labels_by_pixels
 from pipeline.training.checkpoint import Epoch
 from tests.pipeline.report_artifacts import (
     CLASSES,
@@ -227,7 +232,7 @@ def test_a_damaged_record_is_one_error_that_names_it(artifacts: Artifacts, name:
     ("arrays", "said"),
     [
         ({"labels": np.array([0, 1, 2, 3, 4, 5])}, "labels from 0 to 5 for 3 classes"),
-        ({"labels": np.array([0, 1, -1, 0, 1, 2])}, "labels from -1 to 2"),
+        ({"labels": np.array([0, 1, -2, 0, 1, 2])}, "labels from -2 to 2"),
         ({"labels": np.zeros(5, int)}, r"labels int64 \(5,\)"),
         ({"labels": np.zeros(6)}, "labels float64"),
         ({"pixels": np.zeros((6, 4, 4, 3), np.uint8)}, r"pixels uint8 \(6, 4, 4, 3\)"),
@@ -243,6 +248,35 @@ def test_a_reference_of_another_model(artifacts: Artifacts, arrays: dict, said: 
     with pytest.raises(ProjectError, match=said) as caught:
         artifacts.page()
     assert str(path) in str(caught.value)
+
+
+def test_images_without_a_label_have_no_true_class(artifacts: Artifacts) -> None:
+    artifacts.samples = [0, 1, 2]
+    root = artifacts.write().root
+    for name in ("verify/reference.npz", "train/samples.npz"):
+        with np.load(root / name) as file:
+            arrays = dict(file)
+        arrays["labels"][1] = -1
+        np.savez(root / name, **arrays)
+    page = artifacts.page()
+    assert "an image without a label" in page.section("Training").text
+    with np.load(root / "verify/reference.npz") as file:
+        found = labels_by_pixels(Paths(root), artifacts.card)
+        assert [found[sha256(pixels.tobytes()).digest()] for pixels in file["pixels"]][:3] == ["cat", None, "owl"]
+
+
+def test_pictures_are_taken_from_more_test_images_than_the_memory_holds(artifacts: Artifacts) -> None:
+    root, number = artifacts.write().root, 50_000
+    pixels = np.zeros((number, SIZE, SIZE, 3), np.uint8)
+    pixels[7], pixels[-1] = artifacts.image(0), artifacts.image(1)
+    np.savez(root / "verify/reference.npz", pixels=pixels, labels=np.full(number, -1, np.int8))
+    tracemalloc.start()
+    found = small_pictures(Paths(root), artifacts.card, [number - 1, 7, number], number)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(found) == [7, number - 1]
+    assert (found[7], found[number - 1]) == (data_uri(pixels[7], SMALL), data_uri(pixels[-1], SMALL))
+    assert peak < pixels.nbytes / 2
 
 
 def test_damaged_manifests_and_sidecars_leave_a_page(artifacts: Artifacts) -> None:

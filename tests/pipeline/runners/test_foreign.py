@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from export.errors import ProjectError, RunnerError
 from pipeline.runners.base import softmax
-from pipeline.runners.foreign import ForeignRunner, are_probabilities, image_size, log_softmax, precision_in
+from pipeline.runners.foreign import ForeignRunner, are_probabilities, log_softmax, read_onnx_file
 from pipeline.runners.onnxruntime import OnnxRunner
 from tests import tiny_onnx
 from tests.foreign_onnx import SIDE, foreign
@@ -51,7 +51,7 @@ def test_every_form_of_input_gives_the_same_logits(
             ("its batch size is fixed to 1, so images run one by one",) if batch == 1
             else ("its batch size is fixed to 4",) if batch == 4 else ()
         )  # fmt: skip
-    assert image_size(path) == (None if shape in ("free", "free sides") else (SIDE, SIDE))
+    assert read_onnx_file(path).size == (None if shape in ("free", "free sides") else (SIDE, SIDE))
 
 
 def test_of_several_outputs_the_logits_are_taken(expected: np.ndarray, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_precision_is_what_the_file_says(precision: str, tmp_path: Path) -> None:
     path = foreign(tmp_path / "x.onnx", precision=precision)
-    assert precision_in(path) == precision
+    assert read_onnx_file(path).precision == precision
     with opened(path, precision=precision) as runner:
         assert np.isfinite(runner.infer(PIXELS).logits).all()
 

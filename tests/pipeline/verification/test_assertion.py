@@ -171,6 +171,20 @@ def test_a_folder_is_decoded_at_the_size_of_the_files(own: Path, folder: Path, t
         assert_parity(own, own, folder, [0])
 
 
+def test_a_file_is_not_read_again_for_each_thing_that_it_says(
+    own: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, loaded, load = foreign(tmp_path / "other.onnx", floats=False), list[str](), onnx.load
+
+    def loading(path, **options: object) -> onnx.ModelProto:
+        loaded.append(str(path))
+        return load(path, **options)
+
+    monkeypatch.setattr(onnx, "load", loading)
+    assert assert_parity(own, other, folder).precision == "fp32"
+    assert (loaded.count(str(own)), loaded.count(str(other))) == (1, 2), "the candidate again for what exceeds FP16"
+
+
 def test_images_that_calibrated_are_refused_by_content(own: Path, folder: Path, tmp_path: Path) -> None:
     calibration = tmp_path / "calibration"
     calibration.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.verification.doubts import doubts
+from pipeline.verification.doubts import accuracy_of, doubts
 from tests.made_records import make_card
 
 CLASSES = ("ant", "bee", "cat")
@@ -55,3 +55,15 @@ def test_the_advice_is_for_a_trained_or_for_a_finished_model(source: str | None,
 def test_classes_without_a_test_image_are_named() -> None:
     assert said([0, 0, 1], np.array([0, 0, 1])) == ["There is no test image of 1 class of 3: cat."]
     assert said([0, 0], np.array([0, 0])) == ["There is no test image of 2 classes of 3: bee, cat."]
+
+
+def test_images_without_a_label_count_in_no_accuracy() -> None:
+    answers, labels = np.array([0] * 6 + [1] * 2 + [0] * 2 + [2] * 30), np.concatenate([LABELS, np.full(30, -1)])
+    assert accuracy_of(answers, labels) == 0.8
+    assert said(answers.tolist(), labels) == []
+    assert accuracy_of(answers, np.full(40, -1)) is None
+    assert said(answers.tolist(), np.full(40, -1)) == []
+    (line, absent) = said([0, 0, 1, 2, 2], np.array([0, 1, 0, -1, -1]))
+    assert "classifies 33.3% of the labelled test images correctly" in line
+    assert absent == "There is no labelled test image of 1 class of 3: cat."
+    assert said([2, 2], np.full(2, -1))[0].startswith("Keras itself predicts 'cat' for all 2 test images.")

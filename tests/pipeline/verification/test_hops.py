@@ -11,7 +11,21 @@ from scipy.stats import entropy
 
 from export.errors import DataError
 from export.metrics.distances import sqnr_db
-from pipeline.artifacts.parity_report import CONSISTENCY, EQUAL_DB, FAIL, FROM_KERAS, PASS, STEP, Hop, ParityReport
+from pipeline.artifacts.parity_report import (
+    CONSISTENCY,
+    EQUAL_DB,
+    FAIL,
+    FROM_KERAS,
+    INCONCLUSIVE,
+    NOT_RUN,
+    PASS,
+    STEP,
+    TOP_K,
+    Hop,
+    Kind,
+    ParityReport,
+    overall_verdict,
+)
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import softmax
 from pipeline.verification.measure import check_probabilities, near_ties, summarize_noise
@@ -272,3 +286,12 @@ def test_a_near_tie_is_one_of_the_reference_with_an_answer() -> None:
     assert near_ties(np.array([tie]), np.array([flipped_far])) == 1
     assert near_ties(np.array([sure]), np.array([flipped_near])) == 0
     assert near_ties(np.array([tie]), np.array([[np.nan, 0.0, 0.0]])) == 0
+
+
+@pytest.mark.parametrize("kind", [CONSISTENCY, TOP_K, STEP])
+def test_no_verdict_passes_without_a_file_that_was_compared_with_keras(kind: Kind) -> None:
+    beside = Hop(kind, "itself", "m.onnx", "onnxruntime", "fp32", N, PASS)
+    idle = Hop(FROM_KERAS, "train/model.keras", "m.onnx", "onnxruntime", "fp32", N, NOT_RUN, why="no such device")
+    assert overall_verdict([beside]) == overall_verdict([idle, beside]) == FAIL
+    assert overall_verdict([replace(idle, verdict=PASS), beside]) == PASS
+    assert overall_verdict([replace(idle, verdict=INCONCLUSIVE), beside]) == INCONCLUSIVE

@@ -228,6 +228,13 @@ def test_one_image_of_500_does_not_decide() -> None:
     assert hop["images_to_decide"] == 3838
 
 
+def test_a_share_below_a_limit_never_reads_as_the_limit_or_as_all() -> None:
+    why = hop_with(50_000, 1, Thresholds(top1_agreement=1.0))["why"]
+    assert "top-1 agreement 0.99998 (95 %: 0.9999 to 0.999996) of 50,000 images, 1.0000 required" in why
+    why = hop_with(50_000, 3, Thresholds(top1_agreement=0.99996))["why"]
+    assert "top-1 agreement 0.9999 (95 %: 0.9998 to 0.99998) of 50,000 images, 0.99996 required" in why
+
+
 def test_ten_images_of_100_do() -> None:
     hop = hop_with(100, 10, Thresholds(top1_agreement=0.99))
     assert hop["verdict"] == "fail"

@@ -8,8 +8,9 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from export.errors import ProjectError
+from export.fp16.convert import has_half
 from export.ort_session import open_session
-from pipeline.verification.layers.half import compute_in_half, half_note, has_half
+from pipeline.verification.layers.half import compute_in_half, half_note
 from pipeline.verification.layers.subject import Subject
 from tests.export.tiny_graphs import graph
 from tests.tiny_onnx import classifier, pixels
