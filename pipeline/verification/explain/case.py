@@ -16,6 +16,7 @@ from pipeline.verification.parity import Answer, Candidate, Reference
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 IMAGES = 16  # that hypotheses are tried on
 
@@ -34,6 +35,8 @@ class Case:
             `ModuleNotFoundError`.
         factors: Factors by channel of the INT8 file's tensors, by tensor: the file's value is Keras' value over the
             factor. Defaults to none.
+        read: Reads an ONNX file of another tool as one that takes pixels and gives logits, with Keras' model or None.
+            Defaults to None: the files are so.
     """
 
     candidates: Sequence[Candidate]
@@ -43,6 +46,7 @@ class Case:
     paths: Mapping[str, Path]
     load: Callable[[], keras.Model] | None = None
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    read: Callable[[Path, keras.Model | None], onnx.ModelProto] | None = None
 
     @cached_property
     def model(self) -> Any | None:
@@ -66,3 +70,11 @@ class Case:
     def candidate_of(self, hop: Hop) -> Candidate:
         """Return the candidate that a hop judges."""
         return next(candidate for candidate in self.candidates if candidate.run_name == hop.run_name)
+
+    def graph(self, path: Path) -> onnx.ModelProto:
+        """Return the graph of an ONNX file, whose input are pixels and whose first output are logits."""
+        if self.read is not None:
+            return self.read(path, self.model)
+        import onnx
+
+        return onnx.load(str(path))

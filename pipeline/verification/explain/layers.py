@@ -17,7 +17,7 @@ from pipeline.verification.explain.affine import explain_factors
 from pipeline.verification.explain.attributes import explain_attributes, only_at_border
 from pipeline.verification.explain.fit import Explanation, difference_in_words, evidence_of, explains, fit_db
 from pipeline.verification.explain.inputs import BY_CARD, hypotheses
-from pipeline.verification.explain.part import AGREES, Part, make_part
+from pipeline.verification.explain.part import AGREES, Part, make_part, narrowed
 from pipeline.verification.explain.quantized import FAR
 from pipeline.verification.explain.twin import quantized_tensors, without_rounding
 from pipeline.verification.explain.twin import run as run_model
@@ -59,9 +59,9 @@ def explain_layers(
         factors: Of the file's tensors, see `Subject`.
         source: FP32 file that this one was made from; None if it was made from none.
     """
-    pixels = pixels[:IMAGES]
     layers = KerasLayers(network, spec)
     subject = Subject(run, precision, model, factors)
+    pixels = np.resize(pixels, (subject.batch, *pixels.shape[1:])) if subject.batch else pixels[:IMAGES]
     earlier = map_layers(layers, Subject(run, "fp32", source), pixels) if source is not None else None
     mapping = map_layers(layers, subject, pixels, earlier)
     compared = compare_layers(layers, mapping, subject, pixels)
@@ -77,7 +77,7 @@ def explain_layers(
             # What follows is fed with pixels in Keras' order of the channels, which may not be the file's.
             return [_of_pixels(compared, row, pixels, spec, model)]
         values = layer_values(layers, mapping, subject, row.layer, pixels)
-        part = make_part(subject, mapping, row.layer, values, network, outputs, layers.layers)
+        part = narrowed(make_part(subject, mapping, row.layer, values, network, outputs, layers.layers))
         explanation = _of_layer(part, row, compared)
         if explanation.cause not in [other.cause for other in found]:
             found.append(explanation)

@@ -111,8 +111,6 @@ class _Search:
         self._places: dict[str, Place] = {}
         self._shapes: dict[str, np.ndarray] = {}  # a value of each place, for its shape
         self._passed: set[str] = set()  # layers that are looked for no more
-        if subject.feed is not None:
-            self._passed.add(INPUT)  # its values are fed, and no node writes them
         self._written_by = {
             name: keras_layer(node.name)
             for node in subject.model.graph.node
@@ -162,7 +160,7 @@ class _Search:
                 layers.append(MappedLayer(name, layer.kind, sources, place.tensor, place.channels_first, layer.shape))
             elif name in self._same:
                 without[name] = f"has the values of {self._same[name]}"
-            elif name != INPUT or self._subject.feed is None:
+            else:
                 without[name] = NOT_FOUND if name in missing else f"folded into {self._holder(name)}"
         return Mapping(tuple(layers), without)
 

@@ -126,7 +126,7 @@ def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
         (["--precision", "int8"], "Expected --precision with --onnx"),
         (["--onnx", "none.onnx"], "Expected an ONNX file after --onnx. Received: none.onnx"),
         (["--onnx", "x.onnx", "--force"], "Expected --force without --onnx"),
-        (["--onnx", "x.onnx", "--layers"], "Expected --layers without --onnx"),
+        (["--onnx", "x.onnx", "--reduce"], "Expected --reduce without --onnx"),
         (["--onnx", "x.onnx", "--baseline", "x.json"], "Expected --baseline without --onnx"),
         (["--junit", "p.txt"], "ends in .xml after --junit, such as p.xml"),
         (["--junit", "p.xml", "--explain"], "Expected --explain without --junit"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from pipeline.verification.layers.keras_layers import INPUT
 from pipeline.verification.layers.mapping import NOT_FOUND, Mapping, map_layers
@@ -123,20 +123,6 @@ def test_a_file_of_another_model_has_no_layer(keras: FakeKerasLayers) -> None:
     found = map_layers(keras, subject(foreign(classifier(channels=5))), FEW)
     assert [layer.name for layer in found.layers] == [INPUT]
     assert {why for name, why in found.without_tensor.items() if name != "dropout"} == {NOT_FOUND}
-
-
-def test_a_file_that_is_fed_preprocessed_values_has_no_tensor_of_them(keras: FakeKerasLayers) -> None:
-    model = classifier(more_convolutions=1)
-    cast = model.graph.node[0]
-    model.graph.node.remove(cast)
-    model.graph.node[0].input[0] = "images"
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
-    theirs = Subject("theirs.onnx", "fp32", model, feed=lambda values: {"images": values.astype(np.float32)})
-    found = map_layers(keras, theirs, FEW)
-    assert places(found)["conv"] == "conv"
-    assert INPUT not in places(found)
-    assert INPUT not in found.without_tensor
-    assert next(layer.inputs for layer in found.layers if layer.name == "conv") == (INPUT,)
 
 
 def test_a_file_that_was_made_from_another_keeps_its_places(keras: FakeKerasLayers) -> None:
