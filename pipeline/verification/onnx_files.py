@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from export.errors import ProjectError, RunnerError
+from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.files import sha256_file
@@ -38,8 +38,6 @@ from pipeline.verification.verify import run_keras
 if TYPE_CHECKING:
     import keras
     import onnx
-
-log = logging.getLogger(__name__)
 
 UNKNOWN_REMEDY = (
     "Compare the layers: run this command with --layers. Or export the model by this recipe (python -m pipeline "
@@ -146,41 +144,27 @@ def _compare(
     )
     candidate = Candidate(str(file), "onnxruntime", precision, sha256_file(file), None, opened)
     with progress_bar(total=len(reference.pixels), desc=f"  {file.name}", unit="img") as bar:
-        answer = evaluate(candidate, reference.pixels, settings.verify.batch_size, bar.update, look, reference.noise)
+        answer = evaluate(
+            candidate, reference.pixels, settings.verify.batch_size, bar.update, look, reference.noise, reference.logits
+        )
     candidate = replace(candidate, note="; ".join(foreign.notes) if foreign is not None else "")
     answer = replace(answer, extreme=extreme)
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
-    read = partial(_read, runner=foreign, card=card, precision=precision, pixels=reference.pixels)
-    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=cache(read))
+    read = partial(_read, runner=foreign, preprocessing=card.preprocessing)
+    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=read)
     hints = tuple(map(_with_export, explain(culprits(report.hops), case)))
     compared = _compare_layers(case, file, precision, settings) if layers and answer.logits is not None else None
     return Compared(candidate, answer, reference, report, hints, compared)
 
 
-def _read(
-    path: Path,
-    model: keras.Model | None,
-    *,
-    runner: ForeignRunner | None,
-    card: ModelCard,
-    precision: Precision,
-    pixels: np.ndarray,
-) -> onnx.ModelProto:
-    """Read a file in the form of this project's own, with nodes that are named after Keras' layers where possible."""
-    from pipeline.verification.layers.foreign import name_by_values, read_foreign
-    from pipeline.verification.layers.keras_layers import KerasLayers
+def _read(path: Path, *, runner: ForeignRunner | None, preprocessing: PreprocessingSpec) -> onnx.ModelProto:
+    """Read a file in the form of this project's own."""
+    from pipeline.verification.layers.foreign import read_foreign
 
     if runner is None:
         raise RunnerError(f"Expected a file that opens. Received: {path}, which does not.")
-    read = read_foreign(path, runner, card.preprocessing)
-    if model is None:
-        return read
-    try:
-        return name_by_values(read, precision, KerasLayers(model, card.preprocessing), pixels)
-    except ProjectError as error:
-        log.debug("%s: no node is named after a layer: %s", path, error)
-        return read
+    return read_foreign(path, runner, preprocessing)
 
 
 def _compare_layers(case: Case, file: Path, precision: Precision, settings: Recipe) -> LayerRun:
@@ -191,7 +175,7 @@ def _compare_layers(case: Case, file: Path, precision: Precision, settings: Reci
 
     if case.model is None:
         raise ProjectError("Expected Keras, whose layers are compared. Received: it is not installed here.")
-    subject = Subject(str(file), precision, case.graph(file))
+    subject = Subject(str(file), precision, case.graph(file, precision))
     pixels = case.reference.pixels[: max(settings.verify.layer_images, subject.batch or 1)]
     return compare_file(KerasLayers(case.model, case.card.preprocessing), subject, pixels, None)[0]
 

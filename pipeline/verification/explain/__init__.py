@@ -87,7 +87,7 @@ def _explain_run(hop: Hop, case: Case) -> list[Explanation]:
     runs = run_in_batches(candidate, pixels)
     if runs is None:
         return found
-    read = partial(case.graph, file) if file is not None else None
+    read = partial(case.graph, file, precision) if file is not None else None
     by_batch = explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits, read)
     found += [_located(explanation, read, pixels) for explanation in by_batch]
     if _settled(found) or runs.together is None:
@@ -141,7 +141,7 @@ def _explain_file(
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
         earlier = case.paths.get(source.name) if source is not None and hop.precision != "fp32" else None
-        origin = case.graph(earlier) if earlier is not None else None
+        origin = case.graph(earlier, "fp32") if earlier is not None else None
         found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
 

@@ -97,7 +97,7 @@ def _of_layer(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     if not np.isfinite(part.own).all():
         return _unknown(part, row, run).changed(
             cause="not finite",
-            text=f"Layer {row.layer!r} gives NaN or infinity although its inputs are finite.",
+            text=f"Layer {part.layer.name!r} gives NaN or infinity although its inputs are finite.",
             remedy="Look for a division by zero, a logarithm or a root of negative values, and for weights that are "
             "not finite.",
         )
@@ -109,8 +109,8 @@ def _of_layer(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     if only_at_border(part.reference, part.own):
         return _unknown(part, row, run).changed(
             cause="padding",
-            text=f"Layer {row.layer!r} is right inside the image and wrong at its border, so the border is padded "
-            "otherwise than in Keras.",
+            text=f"Layer {part.layer.name!r} is right inside the image and wrong at its border, so the border is "
+            "padded otherwise than in Keras.",
             remedy="Compare the padding of this layer in both models.",
         )
     return _unknown(part, row, run)
@@ -126,19 +126,19 @@ def _of_rounding(part: Part, row: LayerRow, run: LayerRun) -> Explanation | None
             continue
         share, largest = float(pair.saturated(values).mean()), float(np.abs(values).max())
         if share >= SATURATED and largest > FAR * pair.largest:
-            source = next((o.name for o in part.mapping.layers if o.tensor == pair.tensor), row.layer)
+            source = next((o.name for o in part.mapping.layers if o.tensor == pair.tensor), part.layer.name)
             return Explanation(
                 "saturation",
                 f"The INT8 scale behind layer {source!r} is too small: larger values are cut off (saturation), and "
-                f"{row.layer!r} reads what is left.",
+                f"{part.layer.name!r} reads what is left.",
                 f"Keras' values reach {largest:.4g} there, the scale ends at {pair.largest:.4g}; {share:.2%} of the "
                 "values are cut off.",
                 "Calibrate again: run quantize with --force; with quantize.method=minmax nothing is cut off.",
                 source,
             )
     return _unknown(part, row, run).changed(
-        text=f"Layer {row.layer!r} is the first that loses too much by rounding to INT8 itself; its weights and scales "
-        "are not at fault.",
+        text=f"Layer {part.layer.name!r} is the first that loses too much by rounding to INT8 itself; its weights and "
+        "scales are not at fault.",
         remedy="Let some layers stay in FP16: raise quantize.max_kept, and set quantize.sensitivity=always.",
     )
 
@@ -147,12 +147,12 @@ def _unknown(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     own = "NaN or infinity" if row.own_sqnr_db is None else f"{row.own_sqnr_db:.1f} dB"
     return Explanation(
         "unknown",
-        f"Layer {row.layer!r} ({part.layer.kind}; {part.operators}) is the first whose own output is wrong, though it "
-        "is fed with Keras' values. No known cause explains it.",
+        f"Layer {part.layer.name!r} ({part.layer.kind}; {part.operators}) is the first whose own output is wrong, "
+        "though it is fed with Keras' values. No known cause explains it.",
         f"Its own SQNR is {own}, where {run.threshold_db:.0f} dB are usual at least: its output differs from Keras' by "
         f"{difference_in_words(part.error_db)}.",
         "Compare this layer's settings and weights in both models; cut it out with verify --reduce.",
-        row.layer,
+        part.layer.name,
         settles=False,
     )
 

@@ -21,6 +21,7 @@ from pipeline.verification.layers.compare import LayerValues
 from pipeline.verification.layers.keras_layers import KerasLayer
 from pipeline.verification.layers.mapping import MappedLayer
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
+from pipeline.verification.layers.matching import layouts
 from pipeline.verification.layers.subject import Subject
 
 if TYPE_CHECKING:
@@ -181,22 +182,19 @@ def narrowed(part: Part) -> Part:
     known = [(name, part.layer) for name in part.folded] + [(layer.name, layer) for layer in before]
     for node in part.nodes[:-1]:
         tensor = node.output[0]
-        sizes = {name: part.values[name].size for name, _ in known}
         try:
             own = run_part(extract(part.model, list(part.inputs), [tensor]), part.inputs)
+            rest = extract(part.model, [*part.inputs, tensor], [part.layer.tensor])
         except Exception:  # such as an output that is no float, which is no layer's: ONNX Runtime has no public base
             continue
         for name, like in known:
-            if own.size != sizes[name] or own.ndim != part.inputs.get(like.tensor, part.own).ndim:
-                continue
-            place = replace(like, name=name, tensor=tensor)
-            value = place.in_file(part.values[name], own)
-            if (factors := part.factors.get(like.tensor)) is not None and like is not part.layer:
-                value = value / factors.reshape(1, -1, *[1] * (value.ndim - 2))
-            value = np.asarray(value, np.float32)
-            rest = extract(part.model, [*part.inputs, tensor], [part.layer.tensor])
-            if part.agrees(part.repaired(rest, {**part.inputs, tensor: value})):
-                return _beginning(part, place, own, value)
+            for place, turned in layouts(part.values[name], tensor, own):
+                value = np.asarray(turned.reshape(own.shape), np.float32)
+                if like is not part.layer and (factors := part.factors.get(like.tensor)) is not None:
+                    value = np.asarray(value / factors.reshape(1, -1, *[1] * (value.ndim - 2)), np.float32)
+                if part.agrees(part.repaired(rest, {**part.inputs, tensor: value})):
+                    found = replace(like, name=name, tensor=tensor, channels_first=place.channels_first)
+                    return _beginning(part, found, own, value)
     return part
 
 

@@ -10,20 +10,12 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.onnx_passes.graph import constants, consumers, copy_model, producers, replace_input, topological_sort
-from export.onnx_passes.layer_names import keras_layer
+from export.onnx_passes.graph import constants, producers, replace_input, topological_sort
 from export.onnx_passes.signature import prepend_preprocessing, rename_tensor
 from export.preprocessing import PreprocessingSpec
-from export.tensorrt.sidecar import Precision
 from pipeline.runners.foreign import ForeignRunner
-from pipeline.verification.layers.keras_layers import INPUT, KerasLayers
-from pipeline.verification.layers.mapping import map_layers
-from pipeline.verification.layers.subject import Subject
 
 _PREPROCESSING = "preprocessing"  # begins the names of the nodes before the first layer
-_MAPPED_ON = 2  # images
-_WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose", "ConvInteger", "QLinearConv")
-_WEIGHTED_KINDS = ("Conv", "DepthwiseConv", "SeparableConv", "Dense")
 
 
 def read_foreign(path: Path, runner: ForeignRunner, spec: PreprocessingSpec) -> ModelProto:
@@ -101,40 +93,3 @@ def _give_logits(model: ModelProto, runner: ForeignRunner) -> None:
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, [0, runner.classes]))
     graph.output[0].type.tensor_type.shape.dim[0].CopyFrom(batch)
-
-
-def name_by_values(
-    model: ModelProto, precision: Precision, keras_layers: KerasLayers, pixels: np.ndarray
-) -> ModelProto:
-    """Return the model with nodes that are named after the Keras layers whose values they compute.
-
-    A node is of the first layer behind it that has a tensor. Where nodes are named after layers already, they stay so.
-
-    Args:
-        model: As `read_foreign` gives it.
-        precision: Of the file.
-        keras_layers: The reference.
-        pixels: uint8 (N, height, width, 3) RGB, at least as many as the file's batch where that is fixed.
-    """
-    nodes = [node for node in model.graph.node if keras_layer(node.name) != _PREPROCESSING]
-    if 2 * sum(keras_layer(node.name) in keras_layers.layers for node in nodes) > len(nodes):
-        return model
-    subject = Subject("", precision, model)
-    mapping = map_layers(keras_layers, subject, pixels[: subject.batch or _MAPPED_ON])
-    layers = {layer.tensor: layer.name for layer in mapping.layers if layer.name != INPUT}
-    weighted = {
-        why.removeprefix("folded into "): name
-        for name, why in mapping.without_tensor.items()
-        if keras_layers.layers[name].kind.startswith(_WEIGHTED_KINDS)
-    }
-    result = copy_model(model)
-    readers = consumers(result.graph)
-    for node in reversed(result.graph.node):
-        if keras_layer(node.name) == _PREPROCESSING:
-            continue
-        behind = (layers.get(reader.output[0]) for reader in readers.get(node.output[0], ()))
-        if layer := layers.get(node.output[0]) or next(filter(None, behind), None):
-            layers[node.output[0]] = layer
-            owner = weighted.get(layer, layer) if node.op_type in _WEIGHTED else layer
-            node.name = f"{owner}/{node.name or node.op_type}"
-    return result
