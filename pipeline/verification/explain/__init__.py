@@ -191,7 +191,11 @@ def _located(explanation: Explanation, read: Callable[[], onnx.ModelProto] | Non
         return explanation
     from pipeline.verification.explain.half import first_not_finite
 
-    layer = first_not_finite(read(), pixels)
+    try:
+        layer = first_not_finite(read(), pixels)
+    except Exception as error:  # of ONNX Runtime, which has no public base: the cause stands without its layer
+        log.debug("where values stop being finite could not be computed: %s", error)
+        return explanation
     layer = "" if layer in _NO_LAYERS else layer
     where = f" The first such values are behind layer {layer!r}." if layer else ""
     return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")

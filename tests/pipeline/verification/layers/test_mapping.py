@@ -140,3 +140,56 @@ def test_pixels_that_a_made_file_spoils_are_found_under_another_name(keras: Fake
     made.graph.node.insert(1, helper.make_node("Mul", ["raw", "two"], ["doubled"], "preprocessing/Mul"))
     made.graph.node[2].input[0] = "doubled"
     assert places(map_layers(keras, subject(made), FEW, source)) == {**places(source), INPUT: "doubled"}
+
+
+def extended(
+    tail: list[onnx.NodeProto], **constants: np.ndarray
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, tuple[str, ...], str, bool]]]:
+    """The model with a layer "more" between relu1 and the pool, whose last tensor is "more", and its layers."""
+    model = classifier(more_convolutions=1)
+    place = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+    model.graph.node[place].input[0] = "more"
+    for node in reversed(tail):
+        model.graph.node.insert(place, node)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    layers = {name: entry for name, entry in TINY.items() if name not in ("pool", "dense")}
+    layers["more"] = ("Layer", ("relu1",), "more", True)
+    return model, layers | {"pool": ("Pool", ("more",), "flat", False), "dense": TINY["dense"]}
+
+
+def test_a_layer_of_several_nodes_ends_with_the_last_one_that_has_its_values() -> None:
+    model, layers = extended(
+        [
+            helper.make_node("Add", ["relu1", "one"], ["positive"], "more/Add"),
+            helper.make_node("Mul", ["positive", "zero"], ["nothing"], "more/Mul"),
+            helper.make_node("Add", ["positive", "nothing"], ["more"], "more/Add_2"),
+        ],
+        one=np.float32(1), zero=np.float32(0),
+    )  # fmt: skip
+    assert places(map_layers(FakeKerasLayers(model, layers), subject(model), FEW))["more"] == "more"
+
+
+def test_a_reshape_that_moves_values_to_another_axis_is_no_copy() -> None:
+    twice = np.array([1, 1, 1, 2, 1, 2], np.int64)
+    model, layers = extended(
+        [
+            helper.make_node("Reshape", ["relu1", "apart"], ["six"], "more/Reshape"),
+            helper.make_node("Tile", ["six", "twice"], ["tiled"], "more/Tile"),
+            helper.make_node("Reshape", ["tiled", "joined"], ["more"], "more/Reshape_2"),
+        ],
+        apart=np.array([0, 8, 16, 1, 16, 1], np.int64), twice=twice, joined=np.array([-1, 8, 32, 32], np.int64),
+    )  # fmt: skip
+    assert places(map_layers(FakeKerasLayers(model, layers), subject(model), FEW))["more"] == "more"
+
+
+def test_a_layer_that_changes_nothing_on_two_images_is_not_said_to_pass_values_on() -> None:
+    model, layers = extended(
+        [helper.make_node("Clip", ["relu1", "low", "high"], ["more"], "more/Clip")],
+        low=np.float32(0), high=np.float32(0),
+    )  # fmt: skip
+    largest = FakeKerasLayers(model, layers).outputs(FEW // 8)["relu1"].max()
+    limit = next(one for one in model.graph.initializer if one.name == "high")
+    limit.CopyFrom(numpy_helper.from_array(np.float32(largest), "high"))
+    found = map_layers(FakeKerasLayers(model, layers), subject(model), FEW // 8)
+    assert places(found)["more"] == "more"
+    assert found.without_tensor == {"dropout": "has the values of relu"}
