@@ -136,7 +136,11 @@ class Visit:
         evidence, opener = self.record.evidence, partial(open_runner, self._engine(name), "tensorrt")
         candidate = Candidate(name, "tensorrt", precision, evidence.engines[name].plan_sha256, None, opener)
         reference = self.reference
-        outputs = {name: evaluate(candidate, reference.pixels, 32, lambda images: None, noise=reference.noise)}
+        outputs = {
+            name: evaluate(
+                candidate, reference.pixels, 32, lambda images: None, noise=reference.noise, reference=reference.logits
+            )
+        }
         judged = judge([candidate], outputs, reference, self.thresholds)
         hops = (*(evidence.parity.hops if evidence.parity else ()), *judged.hops)
         self.record.change(parity=Parity(overall_verdict(hops), thresholds_by_precision(self.thresholds), hops))

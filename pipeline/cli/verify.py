@@ -38,6 +38,7 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
     Returns:
         dict[str, object]: the JSON line: the verdict, every comparison, hints, and the exit status.
     """
+    from pipeline.verification.layers.compare_files import run_tables
     from pipeline.verification.onnx_files import compare_onnx_files, joint_report
     from pipeline.verification.table import parity_table
 
@@ -45,13 +46,16 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
     card = context.card()
     images, labels = _test_images(context, card) if args.images is None else _named_images(args.images, context, card)
     compared = compare_onnx_files(
-        args.onnx, context.root / KERAS, card, context.settings, images, labels, args.precision
+        args.onnx, context.root / KERAS, card, context.settings, images, labels, args.precision, layers=args.layers
     )
     report = joint_report(compared)
     hints = [hint for one in compared for hint in one.hints]
     log.info("parity on %s:\n%s", count(len(images.names), "image"), parity_table(report, hints=hints))
     for name, note in {hop.run_name: hop.note for hop in report.hops if hop.note}.items():
         log.info("%s: %s", name, note)
+    runs = [one.layers for one in compared if one.layers is not None]
+    for table in run_tables(runs):
+        log.info("%s", table)
     for warning in report.warnings:
         log.warning("%s", warning)
     if report.verdict == INCONCLUSIVE:
@@ -64,6 +68,7 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
         "images": len(images.names),
         "hops": [to_json(hop) for hop in report.hops],
         "hints": [to_json(hint) for hint in hints],
+        **({"layers": [to_json(run) for run in runs]} if args.layers else {}),
         "exit": cli.VERDICT_FAIL if report.verdict == FAIL else cli.DONE,
     }
 

@@ -68,7 +68,7 @@ def check_verify_options(args: argparse.Namespace) -> None:
                 f"Expected {option} with --onnx FILE; the recipe's own files run on its test images. Received: "
                 f"{option} alone. Name the ONNX file."
             )
-    alone = {"--layers": args.layers, "--baseline": args.baseline, "--explain": args.explain, "--force": args.force}
+    alone = {"--reduce": args.reduce, "--baseline": args.baseline, "--explain": args.explain, "--force": args.force}
     if args.onnx and (given := [option for option, value in alone.items() if value]):
         raise ProjectError(
             f"Expected {given[0]} without --onnx: it concerns the recipe's own files. Received: both. Leave one out."

@@ -45,6 +45,9 @@ class ForeignRunner:
         notes: of an open runner: what a reader must know of how it is run, as sentences without a full stop.
         log_floor: of an open runner whose output is probabilities: the logarithm of the smallest one that its type
             holds. `infer` then gives logarithms as logits. None: it gives logits.
+        channels_first: of an open runner: whether the input is NCHW.
+        channels: of an open runner: of the input, 3 or 1.
+        output: of an open runner: name of the output with a value for each class.
     """
 
     backend = "onnxruntime"
@@ -62,18 +65,18 @@ class ForeignRunner:
         precision: str = "fp32",
     ) -> None:
         self.path = path
+        self.size = size
         self.precision = precision
         self.classes = classes or 0
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.notes: tuple[str, ...] = ()
         self.log_floor: float | None = None
-        self._size = size
         self._preprocess = preprocess
         self._session: Any = None
-        self._channels_first = False
-        self._channels = 3
+        self.channels_first = False
+        self.channels = 3
         self._fixed: int | None = None
-        self._output = ""
+        self.output = ""
 
     def __enter__(self) -> ForeignRunner:
         refuse_external_data(self.path)
@@ -100,7 +103,7 @@ class ForeignRunner:
         Raises:
             RunnerError: wrong pixels, a closed runner, a file that takes floats without ``preprocess``, or a failure.
         """
-        check_pixels(pixels, self._size)
+        check_pixels(pixels, self.size)
         rows = self.scores(self.inputs(pixels))
         if self.log_floor is None:
             return Outputs(rows, softmax(rows))
@@ -122,7 +125,7 @@ class ForeignRunner:
         Raises:
             RunnerError: a closed runner, or a failure of the backend.
         """
-        rows = np.concatenate([self._run(piece)[self._output] for piece in split_batches(inputs, self._at_once())])
+        rows = np.concatenate([self._run(piece)[self.output] for piece in split_batches(inputs, self._at_once())])
         return rows.reshape(len(rows), -1).astype(np.float32, copy=False)
 
     def _at_once(self) -> int:
@@ -135,19 +138,19 @@ class ForeignRunner:
             RunnerError: the file takes floats, and there is no ``preprocess``.
         """
         if self.dtype == np.uint8:
-            return pixels[..., : self._channels]
+            return pixels[..., : self.channels]
         if self._preprocess is None:
             raise RunnerError(
                 f"Expected preprocessing for {self.path}, which takes {self.dtype}. Received: uint8 pixels alone. "
                 "Say how the model's images are preprocessed, or hand in preprocessed images."
             )
-        return self._preprocess(pixels)[..., : self._channels]
+        return self._preprocess(pixels)[..., : self.channels]
 
     def feed(self, inputs: np.ndarray) -> np.ndarray:
         """Return images that `scores` takes in the layout, type and, where it is fixed, batch size of the file."""
         if self._fixed is not None and len(inputs) < self._fixed:
             inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self._fixed - len(inputs), axis=0)])
-        values = inputs.transpose(0, 3, 1, 2) if self._channels_first else inputs
+        values = inputs.transpose(0, 3, 1, 2) if self.channels_first else inputs
         return np.ascontiguousarray(values, dtype=self.dtype)
 
     def _run(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -163,10 +166,10 @@ class ForeignRunner:
                 f"Expected {self.path} to run a batch of {len(fed)}. Received: {str(error).strip()}"
             ) from error
         rows = {name: np.asarray(value) for name, value in zip(names, results)}
-        if self._output and len(rows[self._output]) != len(fed):
+        if self.output and len(rows[self.output]) != len(fed):
             raise RunnerError(
-                f"Expected a row for each of {count(len(fed), 'image')} from {self.path}. Received: {self._output} "
-                f"of shape {rows[self._output].shape}. Export it again with a free batch size."
+                f"Expected a row for each of {count(len(fed), 'image')} from {self.path}. Received: {self.output} "
+                f"of shape {rows[self.output].shape}. Export it again with a free batch size."
             )
         return {name: value[:number] if value.ndim else value for name, value in rows.items()}
 
@@ -182,7 +185,7 @@ class ForeignRunner:
         self.dtype = np.dtype(TYPES[inputs[0].type])
         batch, *shape = (side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape)
         self._fixed = batch
-        height, width = self._size
+        height, width = self.size
         fits = [
             (first, channels)
             for first in (False, True)
@@ -196,10 +199,10 @@ class ForeignRunner:
                 "Compare it with the model that it was made from, or export it again."
             )
         layouts = {first for first, _ in fits}
-        self._channels_first, self._channels = fits[0]
+        self.channels_first, self.channels = fits[0]
         if len(fits) == 1 or (len(layouts) == 1 and None not in shape):
             return
-        for self._channels_first, self._channels in fits:  # its shape is free: the graph itself tells
+        for self.channels_first, self.channels in fits:  # its shape is free: the graph itself tells
             try:
                 self._probe()
                 return
@@ -209,7 +212,7 @@ class ForeignRunner:
 
     def _probe(self) -> dict[str, np.ndarray]:
         """Run noise as images, as many as the file takes at once if that is fixed."""
-        shape = (self._fixed or _PROBED, *self._size, self._channels)
+        shape = (self._fixed or _PROBED, *self.size, self.channels)
         noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
         if self.dtype == np.uint8:
             return self._run(noise)
@@ -239,13 +242,13 @@ class ForeignRunner:
                 f"Expected one output {asked}, or logits and their softmax. Received for {count(images, 'image')}: "
                 f"{shapes} from {self.path}. Export it with a free batch size and the classifier's output alone."
             )
-        ((self._output, values),) = fits.items()
+        ((self.output, values),) = fits.items()
         self.classes = values.shape[1]
         notes = []
         if self._fixed is not None:
             one = ", so images run one by one" if self._fixed == 1 else ""
             notes.append(f"its batch size is fixed to {self._fixed}{one}")
-        if self._output not in logits:
+        if self.output not in logits:
             self.log_floor = float(np.log(np.finfo(values.dtype).tiny))
             notes.append("it gives probabilities, so logarithms of probabilities are compared")
         self.notes = tuple(notes)

@@ -28,6 +28,7 @@ def evaluate(
     advance: Callable[[int], object],
     check: Callable[[Runner, str], None] | None = None,
     noise: FloatNoise | None = None,
+    reference: np.ndarray | None = None,
 ) -> Answer:
     """Run a candidate over the test images.
 
@@ -38,6 +39,7 @@ def evaluate(
         advance: called with the number of images after each call.
         check: called with the open runner and its name; raises where it runs another model. Defaults to None.
         noise: how far rounding alone moves Keras' logits. Defaults to None: unknown.
+        reference: float32 (N, C), the logits that the images should have. Defaults to None: unknown.
 
     Returns:
         Answer: logits, probabilities, findings on the run itself; or why there are none: no such device, or an error.
@@ -62,7 +64,9 @@ def evaluate(
             rows = np.concatenate(logits)
             checks: list[Finding] = []
             if rows.ndim == 2 and len(rows) == len(pixels):
-                checks = check_consistency(runner, pixels, rows, candidate.batch_sizes, candidate.precision, noise)
+                checks = check_consistency(
+                    runner, pixels, rows, candidate.batch_sizes, candidate.precision, noise, reference
+                )
             extreme = candidate.extreme(pixels) if candidate.extreme is not None else None
             rounded = candidate.rounded(pixels) if candidate.rounded is not None else None
             return Answer(rows, PASS, "", top, np.concatenate(probabilities), tuple(checks), extreme, rounded)

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from export.errors import ProjectError, RunnerError
+from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.files import sha256_file
+from pipeline.artifacts.layer_report import LayerRun
 from pipeline.artifacts.parity_report import Hop, ParityReport, overall_verdict
 from pipeline.artifacts.paths import KERAS
 from pipeline.models.model_card import ModelCard
@@ -34,10 +37,11 @@ from pipeline.verification.verify import run_keras
 
 if TYPE_CHECKING:
     import keras
+    import onnx
 
 UNKNOWN_REMEDY = (
-    "Export the model by this recipe (python -m pipeline export), which is checked against Keras, and look at where "
-    "the graphs differ; layers are compared in the recipe's own files alone."
+    "Compare the layers: run this command with --layers. Or export the model by this recipe (python -m pipeline "
+    "export), which is checked against Keras, and look at where the graphs differ."
 )
 
 
@@ -51,6 +55,7 @@ class Compared:
         reference: what Keras gave, in the form that the file gives.
         report: the verdict on it.
         hints: causes of its failures, as far as they can be computed.
+        layers: every Keras layer's output against its tensor; None where that was not asked for.
     """
 
     candidate: Candidate
@@ -58,6 +63,7 @@ class Compared:
     reference: Reference
     report: ParityReport
     hints: tuple[Hint, ...]
+    layers: LayerRun | None
 
 
 def compare_onnx_files(
@@ -68,6 +74,8 @@ def compare_onnx_files(
     images: NamedImages,
     labels: np.ndarray,
     precision: Precision | None = None,
+    *,
+    layers: bool = False,
 ) -> list[Compared]:
     """Run Keras once, and each file, and judge them by the recipe's thresholds.
 
@@ -79,6 +87,7 @@ def compare_onnx_files(
         images: to compare on.
         labels: int64 (N,), class of each image; -1 where it has none.
         precision: of the files, which decides the thresholds. Defaults to None: what each file says.
+        layers: whether each file's layers are compared too. Defaults to False.
 
     Raises:
         ProjectError: a file is no ONNX file, or Keras gives no finite logits.
@@ -89,7 +98,7 @@ def compare_onnx_files(
         KERAS, sha256_file(keras_model), images.pixels, labels, logits, noise=noise, names=images.names
     )
     load = partial(load_logits_model, keras_model, card.output, settings.model.allow)
-    return [_compare(file, found, card, settings, reference, load) for file, found in precisions.items()]
+    return [_compare(file, found, card, settings, reference, load, layers) for file, found in precisions.items()]
 
 
 def joint_report(compared: Sequence[Compared]) -> ParityReport:
@@ -112,15 +121,15 @@ def _compare(
     settings: Recipe,
     reference: Reference,
     load: Callable[[], keras.Model],
+    layers: bool,
 ) -> Compared:
-    notes: tuple[str, ...] = ()
+    foreign: ForeignRunner | None = None
     extreme: Extreme | None = None
 
     def look(runner: Runner, _: str) -> None:
-        nonlocal notes, extreme, reference, load
+        nonlocal foreign, extreme, reference, load
         foreign = cast(ForeignRunner, runner)
         extreme = find_extreme(file, foreign.feed(foreign.inputs(reference.pixels[:FEW])))
-        notes = foreign.notes
         if foreign.log_floor is not None:
             reference = replace(reference, logits=log_softmax(reference.logits, foreign.log_floor))
             load = partial(_load_with_logarithms, load)
@@ -135,19 +144,45 @@ def _compare(
     )
     candidate = Candidate(str(file), "onnxruntime", precision, sha256_file(file), None, opened)
     with progress_bar(total=len(reference.pixels), desc=f"  {file.name}", unit="img") as bar:
-        answer = evaluate(candidate, reference.pixels, settings.verify.batch_size, bar.update, look, reference.noise)
-    candidate = replace(candidate, note="; ".join(notes))
+        answer = evaluate(
+            candidate, reference.pixels, settings.verify.batch_size, bar.update, look, reference.noise, reference.logits
+        )
+    candidate = replace(candidate, note="; ".join(foreign.notes) if foreign is not None else "")
     answer = replace(answer, extreme=extreme)
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
-    case = Case([candidate], answers, reference, card, {candidate.name: file}, load)
-    hints = explain(culprits(report.hops), case)
-    return Compared(candidate, answer, reference, report, tuple(map(_without_layers, hints)))
+    read = partial(_read, runner=foreign, preprocessing=card.preprocessing)
+    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=read)
+    hints = tuple(map(_with_export, explain(culprits(report.hops), case)))
+    compared = _compare_layers(case, file, precision, settings) if layers and answer.logits is not None else None
+    return Compared(candidate, answer, reference, report, hints, compared)
 
 
-def _without_layers(hint: Hint) -> Hint:
-    """Advise no comparison of layers, which is one of the recipe's own files."""
-    return replace(hint, remedy=UNKNOWN_REMEDY) if hint.cause == "unknown" else hint
+def _read(path: Path, *, runner: ForeignRunner | None, preprocessing: PreprocessingSpec) -> onnx.ModelProto:
+    """Read a file in the form of this project's own."""
+    from pipeline.verification.layers.foreign import read_foreign
+
+    if runner is None:
+        raise RunnerError(f"Expected a file that opens. Received: {path}, which does not.")
+    return read_foreign(path, runner, preprocessing)
+
+
+def _compare_layers(case: Case, file: Path, precision: Precision, settings: Recipe) -> LayerRun:
+    """Compare the layers of a file with Keras'."""
+    from pipeline.verification.layers.compare_files import compare_file
+    from pipeline.verification.layers.keras_layers import KerasLayers
+    from pipeline.verification.layers.subject import Subject
+
+    if case.model is None:
+        raise ProjectError("Expected Keras, whose layers are compared. Received: it is not installed here.")
+    subject = Subject(str(file), precision, case.graph(file, precision))
+    pixels = case.reference.pixels[: max(settings.verify.layer_images, subject.batch or 1)]
+    return compare_file(KerasLayers(case.model, case.card.preprocessing), subject, pixels, None)[0]
+
+
+def _with_export(hint: Hint) -> Hint:
+    """Advise what shows a file of another tool where no cause was found."""
+    return replace(hint, remedy=UNKNOWN_REMEDY) if hint.cause == "unknown" and not hint.layer else hint
 
 
 def _load_with_logarithms(load: Callable[[], keras.Model]) -> keras.Model:

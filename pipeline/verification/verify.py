@@ -72,7 +72,9 @@ def run_all(
     for candidate in candidates:
         with progress_bar(total=len(reference.pixels), desc=f"  {candidate.run_name}", unit="img") as bar:
             pixels, noise = reference.pixels, reference.noise
-            answers[candidate.run_name] = evaluate(candidate, pixels, batch_size, bar.update, check, noise)
+            answers[candidate.run_name] = evaluate(
+                candidate, pixels, batch_size, bar.update, check, noise, reference.logits
+            )
     return answers
 
 

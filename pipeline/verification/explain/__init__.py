@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,21 +111,22 @@ def _search(hop: Hop, case: Case) -> list[Explanation]:
     runs = run_in_batches(candidate, pixels)
     if runs is None:
         return found
-    by_batch = explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits)
-    found += [_located(explanation, file, pixels) for explanation in by_batch]
+    read = partial(case.graph, file, precision) if file is not None else None
+    by_batch = explain_batches(expected[: len(pixels)], runs, precision, file, answer.logits, read)
+    found += [_located(explanation, read, pixels) for explanation in by_batch]
     if _settled(found) or runs.together is None:
         return found
     model = case.model if expected is case.reference.logits else None
     if model is not None:
         # Scales of INT8 that do not fit look like other pixels, so without the rounding that they do.
-        own = _unrounded(file, pixels) if file is not None and precision == "int8" else None
+        own = _unrounded(read(), pixels) if read is not None and precision == "int8" else None
         logits = runs.together if own is None else own
-        found += explain_inputs(_predict(model), pixels, logits, case.card.preprocessing, precision, _first_layer(file))
-    if _settled(found) or file is None or candidate.backend != "onnxruntime":
+        found += explain_inputs(_predict(model), pixels, logits, case.card.preprocessing, precision, _first_layer(read))
+    if _settled(found) or read is None or candidate.backend != "onnxruntime":
         return found
-    found += _explain_file(file, hop, case, expected[: len(pixels)], runs.together, model)
+    found += _explain_file(read(), hop, case, expected[: len(pixels)], runs.together, model)
     if not found and precision == "int8" and model is not None:
-        found += _rounding_of_all(expected[: len(pixels)], runs.together, file, pixels)
+        found += _rounding_of_all(expected[: len(pixels)], runs.together, read(), pixels)
     return found
 
 
@@ -140,18 +141,18 @@ def _expected(hop: Hop, case: Case) -> np.ndarray:
 
 
 def _explain_file(
-    path: Path, hop: Hop, case: Case, expected: np.ndarray, received: np.ndarray, keras_model: keras.Model | None
+    model: onnx.ModelProto,
+    hop: Hop,
+    case: Case,
+    expected: np.ndarray,
+    received: np.ndarray,
+    keras_model: keras.Model | None,
 ) -> list[Explanation]:
     """Return what an ONNX file shows: its scales, its types, its layers."""
-    import onnx
-
     from pipeline.verification.explain.half import explain_weights_beyond
     from pipeline.verification.explain.layers import explain_layers
     from pipeline.verification.explain.quantized import explain_scales
 
-    model = onnx.load(str(path))
-    if not _takes_pixels(model):
-        return []
     # Images whose answers are not finite first.
     order = np.argsort(np.isfinite(received).all(axis=1), kind="stable")
     pixels, expected, received = case.pixels[order], expected[order], received[order]
@@ -164,27 +165,24 @@ def _explain_file(
         spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
         earlier = case.paths.get(source.name) if source is not None and hop.precision != "fp32" else None
-        origin = onnx.load(str(earlier)) if earlier is not None else None
+        origin = case.graph(earlier, "fp32") if earlier is not None else None
         found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
     return found
 
 
-def _unrounded(path: Path, pixels: np.ndarray) -> np.ndarray | None:
-    """Return the logits of a file without the rounding of its activations; None where it takes no pixels."""
-    import onnx
-
+def _unrounded(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
+    """Return the logits of a file without the rounding of its activations."""
     from pipeline.verification.explain.twin import run, without_rounding
 
-    model = onnx.load(str(path))
-    if model.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
-        return None
     return next(iter(run(without_rounding(model), pixels).values()))
 
 
-def _rounding_of_all(expected: np.ndarray, received: np.ndarray, path: Path, pixels: np.ndarray) -> list[Explanation]:
+def _rounding_of_all(
+    expected: np.ndarray, received: np.ndarray, model: onnx.ModelProto, pixels: np.ndarray
+) -> list[Explanation]:
     """Say of INT8 logits that are nearly right, where no layer is wrong on its own, that rounding adds up."""
-    fit, unrounded = fit_db(expected, received), _unrounded(path, pixels)
-    if unrounded is None or min(fit, exact := fit_db(expected, unrounded)) < NEAR["int8"]:
+    fit, exact = fit_db(expected, received), fit_db(expected, _unrounded(model, pixels))
+    if min(fit, exact) < NEAR["int8"]:
         return []
     return [
         Explanation(
@@ -201,39 +199,30 @@ def _rounding_of_all(expected: np.ndarray, received: np.ndarray, path: Path, pix
     ]
 
 
-def _first_layer(path: Path | None) -> str:
+def _first_layer(read: Callable[[], onnx.ModelProto] | None) -> str:
     """Return the Keras layer of the first weights of an ONNX file; "" where there are none."""
-    if path is None:
+    if read is None:
         return ""
-    import onnx
-
     from export.onnx_passes.layer_names import keras_layer
 
-    nodes = onnx.load(str(path)).graph.node
+    nodes = read().graph.node
     return next((keras_layer(node.name) for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")), "")
 
 
-def _located(explanation: Explanation, path: Path | None, pixels: np.ndarray) -> Explanation:
+def _located(explanation: Explanation, read: Callable[[], onnx.ModelProto] | None, pixels: np.ndarray) -> Explanation:
     """Return an explanation of values that are not finite with the layer where they arise."""
-    if explanation.cause != "not finite" or path is None:
+    if explanation.cause != "not finite" or read is None:
         return explanation
-    import onnx
-
     from pipeline.verification.explain.half import first_not_finite
 
-    if not _takes_pixels(model := onnx.load(str(path))):
+    try:
+        layer = first_not_finite(read(), pixels)
+    except Exception as error:  # of ONNX Runtime, which has no public base: the cause stands without its layer
+        log.debug("where values stop being finite could not be computed: %s", error)
         return explanation
-    layer = first_not_finite(model, pixels)
     layer = "" if layer in _NO_LAYERS else layer
     where = f" The first such values are behind layer {layer!r}." if layer else ""
     return explanation.changed(layer=layer, evidence=f"{explanation.evidence}{where}")
-
-
-def _takes_pixels(model: onnx.ModelProto) -> bool:
-    """Whether a file takes uint8 pixels, so that its graph can be run on them as it is."""
-    import onnx
-
-    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
 def _settled(found: Sequence[Explanation]) -> bool:

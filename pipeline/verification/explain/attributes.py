@@ -18,6 +18,7 @@ from pipeline.verification.explain.part import Part, with_tensor
 
 EPSILONS = (1e-3, 1e-5, 1.001e-5, 1e-4, 1e-6, 1e-2, 2e-5)  # of common BatchNorms
 _PADDED = ("Conv", "MaxPool", "AveragePool")
+_SUMS = ("Add", "Sub", "Mul", "Max", "Min")  # operators that join two tensors
 _MODES = ("nearest", "linear", "cubic")
 _COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
 _ROUNDING = ("floor", "round_prefer_floor", "ceil", "round_prefer_ceil")
@@ -86,6 +87,8 @@ def _repairs(part: Part) -> Iterator[_Repair]:
             yield from _epsilons(part, node)
         if node.op_type in ("Resize", "Upsample"):
             yield from _resizing(model, node)
+        if node.op_type in _SUMS:
+            yield from _other_sum(model, node)
         if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh", "Identity"):
             yield from _activations(model, node)
 
@@ -237,6 +240,19 @@ def _resizing(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
             yield _Repair(
                 "resize", node, f"images are resized by another method than in Keras ({before} instead of {changed})",
                 f"with {changed}", _set(model, node, **new),
+            )  # fmt: skip
+
+
+def _other_sum(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
+    """Yield other operators that join two tensors."""
+    for name in _SUMS:
+        if name != node.op_type:
+            changed = copy_model(model)
+            for item in changed.graph.node:
+                if item.output[0] == node.output[0]:
+                    item.op_type = name
+            yield _Repair(
+                "attribute", node, f"the operator is {node.op_type} where Keras has {name}", f"with {name}", changed,
             )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ NumPy and the standard library only, Python 3.10 syntax; onnx is imported where 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,12 @@ def _runs(runner: Runner, pixels: np.ndarray) -> bool:
 
 
 def explain_batches(
-    expected: np.ndarray, runs: Runs, precision: str, path: Path | None, answered: np.ndarray | None
+    expected: np.ndarray,
+    runs: Runs,
+    precision: str,
+    path: Path | None,
+    answered: np.ndarray | None,
+    read: Callable[[], ModelProto] | None,
 ) -> list[Explanation]:
     """Explain logits by what the batch does to them.
 
@@ -92,6 +98,7 @@ def explain_batches(
         precision: Of the candidate.
         path: Its file if it is an ONNX file.
         answered: Logits of all test images that were judged, (N, C); None where there are none.
+        read: Reads the file's graph, see `Case.graph`; None if it is no ONNX file.
     """
     if runs.together is None:
         return _fixed(expected, runs, precision, path)
@@ -101,7 +108,7 @@ def explain_batches(
     alone = fit_db(expected, runs.alone) if runs.alone is not None else -np.inf
     alike = fit_db(runs.alone, runs.together) if runs.alone is not None else -np.inf
     if runs.alone is not None and alike < ALIKE[precision] and np.isfinite(runs.alone).all():
-        if found := _batch_statistics(expected, runs, precision, path):
+        if found := _batch_statistics(expected, runs, read):
             return found
         if explains(precision, alone, together):
             return [
@@ -192,15 +199,13 @@ def input_shape(path: Path) -> list[object]:
     return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
 
 
-def _batch_statistics(expected: np.ndarray, runs: Runs, precision: str, path: Path | None) -> list[Explanation]:
+def _batch_statistics(expected: np.ndarray, runs: Runs, read: Callable[[], ModelProto] | None) -> list[Explanation]:
     """Explain answers that depend on the batch by nodes that compute statistics of the batch."""
-    if path is None:
+    if read is None:
         return []
-    import onnx
-
     from export.onnx_passes.layer_names import keras_layer
 
-    model = onnx.load(str(path))
+    model = read()
     nodes = nodes_over_batch(model)
     if not nodes:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.errors import ProjectError
+from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.parity_report import Hop
 from pipeline.models.model_card import ModelCard
 from pipeline.verification.parity import Answer, Candidate, Reference
 
 if TYPE_CHECKING:
     import keras
+    import onnx
+
+log = logging.getLogger(__name__)
 
 IMAGES = 16  # that hypotheses are tried on
 
@@ -34,6 +40,8 @@ class Case:
             `ModuleNotFoundError`.
         factors: Factors by channel of the INT8 file's tensors, by tensor: the file's value is Keras' value over the
             factor. Defaults to none.
+        read: Reads an ONNX file of another tool as one that takes pixels and gives logits. Defaults to None: the files
+            are so.
     """
 
     candidates: Sequence[Candidate]
@@ -43,6 +51,8 @@ class Case:
     paths: Mapping[str, Path]
     load: Callable[[], keras.Model] | None = None
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    read: Callable[[Path], onnx.ModelProto] | None = None
+    _graphs: dict[Path, onnx.ModelProto] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def model(self) -> Any | None:
@@ -66,3 +76,24 @@ class Case:
     def candidate_of(self, hop: Hop) -> Candidate:
         """Return the candidate that a hop judges."""
         return next(candidate for candidate in self.candidates if candidate.run_name == hop.run_name)
+
+    def graph(self, path: Path, precision: Precision) -> onnx.ModelProto:
+        """Return an ONNX file's graph: its input are pixels, its first output logits, its nodes named after layers."""
+        if path not in self._graphs:
+            self._graphs[path] = self._named(path, precision)
+        return self._graphs[path]
+
+    def _named(self, path: Path, precision: Precision) -> onnx.ModelProto:
+        import onnx
+
+        model = onnx.load(str(path)) if self.read is None else self.read(path)
+        if self.model is None:
+            return model
+        from pipeline.verification.layers.keras_layers import KerasLayers
+        from pipeline.verification.layers.node_names import name_by_values
+
+        try:
+            return name_by_values(model, precision, KerasLayers(self.model, self.card.preprocessing), self.pixels)
+        except ProjectError as error:
+            log.debug("%s: no node is named after a layer: %s", path, error)
+            return model

@@ -17,7 +17,7 @@ from pipeline.verification.explain.affine import explain_factors
 from pipeline.verification.explain.attributes import explain_attributes, only_at_border
 from pipeline.verification.explain.fit import Explanation, difference_in_words, evidence_of, explains, fit_db
 from pipeline.verification.explain.inputs import BY_CARD, hypotheses
-from pipeline.verification.explain.part import AGREES, Part, make_part
+from pipeline.verification.explain.part import AGREES, Part, make_part, narrowed
 from pipeline.verification.explain.quantized import FAR
 from pipeline.verification.explain.twin import quantized_tensors, without_rounding
 from pipeline.verification.explain.twin import run as run_model
@@ -59,9 +59,9 @@ def explain_layers(
         factors: Of the file's tensors, see `Subject`.
         source: FP32 file that this one was made from; None if it was made from none.
     """
-    pixels = pixels[:IMAGES]
     layers = KerasLayers(network, spec)
     subject = Subject(run, precision, model, factors)
+    pixels = np.resize(pixels, (subject.batch, *pixels.shape[1:])) if subject.batch else pixels[:IMAGES]
     earlier = map_layers(layers, Subject(run, "fp32", source), pixels) if source is not None else None
     mapping = map_layers(layers, subject, pixels, earlier)
     compared = compare_layers(layers, mapping, subject, pixels)
@@ -77,7 +77,7 @@ def explain_layers(
             # What follows is fed with pixels in Keras' order of the channels, which may not be the file's.
             return [_of_pixels(compared, row, pixels, spec, model)]
         values = layer_values(layers, mapping, subject, row.layer, pixels)
-        part = make_part(subject, mapping, row.layer, values, network, outputs, layers.layers)
+        part = narrowed(make_part(subject, mapping, row.layer, values, network, outputs, layers.layers))
         explanation = _of_layer(part, row, compared)
         if explanation.cause not in [other.cause for other in found]:
             found.append(explanation)
@@ -97,7 +97,7 @@ def _of_layer(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     if not np.isfinite(part.own).all():
         return _unknown(part, row, run).changed(
             cause="not finite",
-            text=f"Layer {row.layer!r} gives NaN or infinity although its inputs are finite.",
+            text=f"Layer {part.layer.name!r} gives NaN or infinity although its inputs are finite.",
             remedy="Look for a division by zero, a logarithm or a root of negative values, and for weights that are "
             "not finite.",
         )
@@ -109,8 +109,8 @@ def _of_layer(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     if only_at_border(part.reference, part.own):
         return _unknown(part, row, run).changed(
             cause="padding",
-            text=f"Layer {row.layer!r} is right inside the image and wrong at its border, so the border is padded "
-            "otherwise than in Keras.",
+            text=f"Layer {part.layer.name!r} is right inside the image and wrong at its border, so the border is "
+            "padded otherwise than in Keras.",
             remedy="Compare the padding of this layer in both models.",
         )
     return _unknown(part, row, run)
@@ -126,19 +126,19 @@ def _of_rounding(part: Part, row: LayerRow, run: LayerRun) -> Explanation | None
             continue
         share, largest = float(pair.saturated(values).mean()), float(np.abs(values).max())
         if share >= SATURATED and largest > FAR * pair.largest:
-            source = next((o.name for o in part.mapping.layers if o.tensor == pair.tensor), row.layer)
+            source = next((o.name for o in part.mapping.layers if o.tensor == pair.tensor), part.layer.name)
             return Explanation(
                 "saturation",
                 f"The INT8 scale behind layer {source!r} is too small: larger values are cut off (saturation), and "
-                f"{row.layer!r} reads what is left.",
+                f"{part.layer.name!r} reads what is left.",
                 f"Keras' values reach {largest:.4g} there, the scale ends at {pair.largest:.4g}; {share:.2%} of the "
                 "values are cut off.",
                 "Calibrate again: run quantize with --force; with quantize.method=minmax nothing is cut off.",
                 source,
             )
     return _unknown(part, row, run).changed(
-        text=f"Layer {row.layer!r} is the first that loses too much by rounding to INT8 itself; its weights and scales "
-        "are not at fault.",
+        text=f"Layer {part.layer.name!r} is the first that loses too much by rounding to INT8 itself; its weights and "
+        "scales are not at fault.",
         remedy="Let some layers stay in FP16: raise quantize.max_kept, and set quantize.sensitivity=always.",
     )
 
@@ -147,12 +147,12 @@ def _unknown(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
     own = "NaN or infinity" if row.own_sqnr_db is None else f"{row.own_sqnr_db:.1f} dB"
     return Explanation(
         "unknown",
-        f"Layer {row.layer!r} ({part.layer.kind}; {part.operators}) is the first whose own output is wrong, though it "
-        "is fed with Keras' values. No known cause explains it.",
+        f"Layer {part.layer.name!r} ({part.layer.kind}; {part.operators}) is the first whose own output is wrong, "
+        "though it is fed with Keras' values. No known cause explains it.",
         f"Its own SQNR is {own}, where {run.threshold_db:.0f} dB are usual at least: its output differs from Keras' by "
         f"{difference_in_words(part.error_db)}.",
         "Compare this layer's settings and weights in both models; cut it out with verify --reduce.",
-        row.layer,
+        part.layer.name,
         settles=False,
     )
 

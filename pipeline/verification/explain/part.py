@@ -22,6 +22,7 @@ from pipeline.verification.layers.compare import LayerValues
 from pipeline.verification.layers.keras_layers import KerasLayer
 from pipeline.verification.layers.mapping import MappedLayer
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
+from pipeline.verification.layers.matching import layouts
 from pipeline.verification.layers.subject import Subject
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Part:
     def layer_of(self, node: NodeProto) -> str:
         """Return the Keras layer of a node where its name says so; else the layer of the part."""
         name = keras_layer(node.name)
-        return name if name in self.values else self.layer.name
+        return name if name in (*self.folded, self.layer.name) else self.layer.name
 
     @property
     def weighted_layer(self) -> str:
@@ -171,6 +172,50 @@ def make_part(
         values,
         subject.factors,
         tuple(sorted((n for n in folded if n != layer.name), key=order.index)),
+    )
+
+
+def narrowed(part: Part) -> Part:
+    """Return the beginning of a part where that alone is wrong, as what it should give is known: else the part itself.
+
+    Between a layer's tensor and the next one may stand nodes of an earlier layer: one that was put in behind it, or all
+    those of a layer that is so wrong that no tensor was taken for its own. If the part is right where the output of
+    such nodes is replaced by that of the earlier layer, they are at fault.
+    """
+    before = [layer for layer in part.mapping.layers if layer.tensor in part.inputs and layer.name in part.values]
+    known = [(name, part.layer) for name in part.folded] + [(layer.name, layer) for layer in before]
+    for node in part.nodes[:-1]:
+        tensor = node.output[0]
+        try:
+            own = run_part(extract(part.model, list(part.inputs), [tensor]), part.inputs)
+            rest = extract(part.model, [*part.inputs, tensor], [part.layer.tensor])
+        except Exception:  # such as an output that is no float, which is no layer's: ONNX Runtime has no public base
+            continue
+        for name, like in known:
+            for place, turned in layouts(part.values[name], tensor, own):
+                value = np.asarray(turned.reshape(own.shape), np.float32)
+                if like is not part.layer and (factors := part.factors.get(like.tensor)) is not None:
+                    value = np.asarray(value / factors.reshape(1, -1, *[1] * (value.ndim - 2)), np.float32)
+                if part.agrees(part.repaired(rest, {**part.inputs, tensor: value})):
+                    found = replace(like, name=name, tensor=tensor, channels_first=place.channels_first)
+                    return _beginning(part, found, own, value)
+    return part
+
+
+def _beginning(part: Part, place: MappedLayer, own: np.ndarray, value: np.ndarray) -> Part:
+    """Return the nodes of a part up to a tensor as a part of their own."""
+    model, rounded = (extract(one, list(part.inputs), [place.tensor]) for one in (part.model, part.rounded))
+    inputs = {name: part.inputs[name] for name in [info.name for info in model.graph.input]}
+    kind = next((type(layer).__name__ for layer in _layers_of(part.network) if layer.name == bare_name(place.name)), "")
+    return replace(
+        part,
+        layer=replace(place, kind=kind),
+        model=model,
+        rounded=rounded,
+        inputs=inputs,
+        reference=value,
+        own=own,
+        folded=part.folded[: part.folded.index(place.name)] if place.name in part.folded else (),
     )
 
 

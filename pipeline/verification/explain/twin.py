@@ -137,15 +137,18 @@ def run(
 
     Args:
         model: The model.
-        inputs: For its first input.
+        inputs: For its first input; the last is repeated to fill a batch of a fixed size.
         outputs: Tensors. Defaults to the model's first output.
         at_once: Images of a batch. Defaults to `AT_ONCE`.
     """
     names = list(dict.fromkeys(outputs)) or [model.graph.output[0].name]
     session = open_session(with_outputs(model, names), exact=True, spinning=False, log_severity=4)
     source = session.get_inputs()[0].name
-    parts = [session.run(names, {source: inputs[i : i + at_once]}) for i in range(0, len(inputs), at_once)]
-    return {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(names)}
+    if fixed := model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        at_once = fixed
+    fed = np.concatenate([inputs, np.repeat(inputs[-1:], -len(inputs) % fixed, axis=0)]) if fixed else inputs
+    parts = [session.run(names, {source: fed[i : i + at_once]}) for i in range(0, len(fed), at_once)]
+    return {name: np.concatenate([part[index] for part in parts])[: len(inputs)] for index, name in enumerate(names)}
 
 
 def float_tensors(model: ModelProto) -> list[tuple[str, NodeProto]]:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,8 +131,16 @@ def compare_file(
 
 def layer_table(report: LayerReport) -> str:
     """Return the worst own errors of each run as a table for a terminal, and the first layer below its threshold."""
+    parts = run_tables(report.runs)
+    if missing := [name for name, why in report.without_tensor.items() if not why.startswith(("folded", "has the"))]:
+        parts.append(f"without a tensor: {', '.join(missing)}")
+    return "\n".join(parts)
+
+
+def run_tables(runs: Sequence[LayerRun]) -> list[str]:
+    """Return a table for each run, or why there is none."""
     parts = []
-    for run in report.runs:
+    for run in runs:
         if not run.rows:
             parts.append(f"{run.run}: {run.note if run.note.startswith('not run') else f'not compared: {run.note}'}")
             continue
@@ -144,9 +153,7 @@ def layer_table(report: LayerReport) -> str:
         )
         head = f"{run.run}: {below}; {count(len(run.rows), 'layer')} in {run.seconds:.1f} s, the worst:"
         parts.append("\n".join([head, *aligned(cells, right=range(1, 6))]))
-    if missing := [name for name, why in report.without_tensor.items() if not why.startswith(("folded", "has the"))]:
-        parts.append(f"without a tensor: {', '.join(missing)}")
-    return "\n".join(parts)
+    return parts
 
 
 def _own_db(row: LayerRow) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from export.onnx_passes.graph import consumers
 from export.onnx_passes.layer_names import keras_layer
 from export.tensorrt.sidecar import Precision
 from pipeline.verification.layers.keras_layers import INPUT, KerasLayer, KerasLayers
@@ -20,6 +21,7 @@ from pipeline.verification.layers.subject import FedSession, Subject
 # SQNR between a tensor and the layer that it holds, in a file without a fault: rounding adds up from layer to layer.
 _FOUND_DB: dict[Precision, float] = {"fp32": 60.0, "fp16": 30.0, "int8": 10.0}
 _DIRECTION = 0.5  # cosine similarity of a faulty layer with what it should be
+_CLOSER = 0.01  # by which that of a tensor behind has to be larger to be the layer's
 _BEHIND = 3  # layers that may be folded into the one before them
 NOT_FOUND = "no tensor of the file has its values"
 
@@ -76,7 +78,7 @@ def map_layers(
             Defaults to None.
     """
     reference = keras_layers.outputs(pixels)
-    search = _Search(keras_layers.layers, reference, subject, pixels)
+    search = _Search(keras_layers.layers, reference, _equal_layers(keras_layers, reference, pixels), subject, pixels)
     if source is not None:
         search.keep(source)
     search.run()
@@ -89,6 +91,7 @@ class _Search:
     Args:
         layers: Layers of the model by name, in an order in which each follows its inputs.
         reference: Their outputs by name.
+        same: Layers that pass on the values of an earlier one, with that one.
         subject: The file.
         pixels: The images.
     """
@@ -97,12 +100,13 @@ class _Search:
         self,
         layers: Table[str, KerasLayer],
         reference: Table[str, np.ndarray],
+        same: Table[str, str],
         subject: Subject,
         pixels: np.ndarray,
     ) -> None:
         self._layers, self._reference, self._subject = layers, reference, subject
         self._inputs = subject.inputs(pixels)
-        self._same = _equal_layers(reference)
+        self._same = same
         self._readers: dict[str, list[str]] = {name: [] for name in layers}
         for layer in layers.values():
             for name in layer.inputs:
@@ -111,14 +115,13 @@ class _Search:
         self._places: dict[str, Place] = {}
         self._shapes: dict[str, np.ndarray] = {}  # a value of each place, for its shape
         self._passed: set[str] = set()  # layers that are looked for no more
-        if subject.feed is not None:
-            self._passed.add(INPUT)  # its values are fed, and no node writes them
         self._written_by = {
             name: keras_layer(node.name)
             for node in subject.model.graph.node
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
             for name in node.output
         }
+        self._nodes_behind = consumers(subject.model.graph)
         known = sum(name in layers for name in self._written_by.values())
         self._named = 2 * known > len(self._written_by)
         self._threshold = _FOUND_DB[subject.precision]
@@ -132,10 +135,11 @@ class _Search:
                 self._place(layer.name, Place(layer.tensor, layer.channels_first), values)
             else:
                 renamed[layer.name] = self._reference[layer.name]
+        moved_input = renamed.pop(INPUT, None) is not None
         others = {name: value for name, value in values.items() if name not in self._shapes}
         for name, place in best_pairs(renamed, others, self._threshold).items():
             self._place(name, place, values)
-        if INPUT in renamed and INPUT not in self._places:  # else what is wrong before it is blamed on the first layer
+        if moved_input:  # else what is wrong before it is blamed on the first layer
             self._decide_input(values)
 
     def run(self) -> None:
@@ -145,7 +149,7 @@ class _Search:
             wanted = {name: self._reference[name] for name in missing}
             if pairs := best_pairs(wanted, values, self._threshold):
                 for name, place in pairs.items():
-                    self._place(name, place, values)
+                    self._place(name, self._last_own(name, place, values), values)
             elif not self._decide(missing, values):
                 break
         if self._named:
@@ -162,9 +166,17 @@ class _Search:
                 layers.append(MappedLayer(name, layer.kind, sources, place.tensor, place.channels_first, layer.shape))
             elif name in self._same:
                 without[name] = f"has the values of {self._same[name]}"
-            elif name != INPUT or self._subject.feed is None:
+            else:
                 without[name] = NOT_FOUND if name in missing else f"folded into {self._holder(name)}"
         return Mapping(tuple(layers), without)
+
+    def _last_own(self, name: str, place: Place, values: Table[str, np.ndarray]) -> Place:
+        """Return the last tensor with a layer's values among those of its own nodes; the given one if it has none."""
+        own = [tensor for tensor in values if self._named and self._written_by[tensor] == name]
+        for tensor in reversed(own):
+            if last := best_pairs({name: self._reference[name]}, {tensor: values[tensor]}, self._threshold):
+                return last[name]
+        return place
 
     def _place(self, name: str, place: Place, values: Table[str, np.ndarray]) -> None:
         self._places[name] = place
@@ -202,7 +214,9 @@ class _Search:
             return True
         own = [name for name in values if self._written_by[name] == first]
         chain = self._chain(first, set(missing))
-        tensors = own if self._named else list(values)
+        # Where no node has its name, it may be one that was put in without a name.
+        nameless = [name for name in values if self._written_by[name] not in self._layers]
+        tensors = (own or nameless) if self._named else list(values)
         if self._named or first == self._last:  # a layer of several nodes ends with the last one
             tensors = tensors[::-1]
         for tensor in tensors:
@@ -211,21 +225,34 @@ class _Search:
                 for name in chain
                 for place, cosine in cosine_of(self._reference[name], tensor, values[tensor])
             }
-            if fits and (self._named or max(fits.values()) >= _DIRECTION):
-                name, place = max(fits, key=lambda pair: fits[pair])
-                self._place(name, place, values)
+            if fits and ((self._named and own) or max(fits.values()) >= _DIRECTION):
+                # Where nothing is finite, the last layer of the chain: those before it are folded into the node.
+                name, place = max(fits, key=lambda pair: (fits[pair], chain.index(pair[0])))
+                closest = place if self._named else self._closer(name, place, fits[name, place], values)
+                self._place(name, closest, values)
                 return True
         if self._named:  # a layer without nodes, whose weights are in another one
             self._passed.add(first)
         return self._named
 
+    def _closer(self, name: str, place: Place, cosine: float, values: Table[str, np.ndarray]) -> Place:
+        """Return the place with the direction closest to a layer's, of one and those behind that one node reads."""
+        tensor = place.tensor
+        while len(readers := self._nodes_behind.get(tensor, [])) == 1 and (tensor := readers[0].output[0]) in values:
+            for behind, fit in cosine_of(self._reference[name], tensor, values[tensor]):
+                if fit > cosine + _CLOSER:
+                    place, cosine = behind, fit
+        return place
+
     def _decide_input(self, values: Table[str, np.ndarray]) -> None:
         """Place the pixels, whose values no tensor has, by the names of nodes; or look for them no more."""
         own = [name for name in values if self._written_by[name] == "preprocessing"]
-        if not own or best_pairs({INPUT: self._reference[INPUT][..., ::-1]}, values, self._threshold):
-            self._passed.add(INPUT)  # the order of the channels is in the weights of the first layer
-        else:
+        if own and not best_pairs({INPUT: self._reference[INPUT][..., ::-1]}, values, self._threshold):
             self._place(INPUT, Place(own[-1], False), values)
+        elif not own and (found := best_pairs({INPUT: self._reference[INPUT]}, values, self._threshold)):
+            self._place(INPUT, found[INPUT], values)
+        else:
+            self._passed.add(INPUT)  # the order of the channels is in the weights of the first layer
 
     def _place_named(self) -> None:
         """Place layers that were taken for folded ones, as the layer behind them is close enough, by their nodes."""
@@ -269,12 +296,21 @@ class _Search:
         return next(iter(self._layers))
 
 
-def _equal_layers(reference: Table[str, np.ndarray]) -> dict[str, str]:
-    """Return the layers whose values are those of an earlier one, such as a Dropout or a Flatten, with that one."""
+def _equal_layers(keras_layers: KerasLayers, reference: Table[str, np.ndarray], pixels: np.ndarray) -> dict[str, str]:
+    """Return the layers whose values are those of an earlier one, such as a Dropout or a Flatten, with that one.
+
+    A ReLU of values that happen to be positive is none: other images, unlike any photo, have to give equal values too.
+    """
     firsts: dict[tuple[int, bytes], str] = {}
     same: dict[str, str] = {}
     for name, value in reference.items():
         first = firsts.setdefault((value.size, value.tobytes()), name)
         if first != name:
             same[name] = first
+    if not same:
+        return same
+    noise = np.random.default_rng(0).integers(0, 256, pixels.shape).astype(np.uint8)
+    for unlike in (255 - pixels, noise, np.where(noise < 128, 0, 255).astype(np.uint8)):
+        values = keras_layers.outputs(unlike)
+        same = {name: first for name, first in same.items() if values[name].tobytes() == values[first].tobytes()}
     return same

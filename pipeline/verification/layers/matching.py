@@ -1,7 +1,7 @@
 """Compares the values of tensors with the outputs of layers, in either layout."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,13 +48,23 @@ def find_candidates(model: ModelProto, shapes: Collection[tuple[int, ...]]) -> l
 
     def may(name: str) -> bool:
         node = made[name]
-        copied = node.op_type in _COPIES and (types.get(node.input[0]) in _FLOATS or node.op_type == "DequantizeLinear")
+        same_form = node.op_type != "Reshape" or _form(known.get(node.input[0])) == _form(known.get(name))
+        copied = (
+            node.op_type in _COPIES
+            and same_form
+            and (types.get(node.input[0]) in _FLOATS or node.op_type == "DequantizeLinear")
+        )
         dims = (known.get(name) or ())[1:]
         inner = [size for size in dims if isinstance(size, int)]
         fits = not dims or len(inner) < len(dims) or math.prod(inner) in sizes
         return types.get(name) in _FLOATS and not copied and fits and not all(i in table for i in node.input)
 
     return [name for name in made if may(name)]
+
+
+def _form(shape: Sequence[int | str | None] | None) -> list[int | str | None]:
+    """Return the dimensions of an image that are not one: a Reshape that keeps them moves no value to another axis."""
+    return [size for size in (shape or ())[1:] if size != 1]
 
 
 def best_pairs(
@@ -75,7 +85,7 @@ def best_pairs(
             if output.size == value.size and spread <= _ALIKE * spreads[name] and spreads[name] <= _ALIKE * spread:
                 pairs += [
                     (noise_db, name, place)
-                    for place, turned in _layouts(output, tensor, value)
+                    for place, turned in layouts(output, tensor, value)
                     if (noise_db := _sqnr(turned, value)) >= threshold_db
                 ]
     found: dict[str, Place] = {}
@@ -91,12 +101,12 @@ def cosine_of(output: np.ndarray, tensor: str, value: np.ndarray) -> Iterator[tu
     """Yield the cosine similarity of a tensor with a layer's output for each layout; nothing if the sizes differ."""
     if output.size == value.size:
         flat = np.nan_to_num(value.reshape(-1).astype(np.float64), posinf=0.0, neginf=0.0)
-        for place, turned in _layouts(output, tensor, value):
+        for place, turned in layouts(output, tensor, value):
             product = np.linalg.norm(flat) * np.linalg.norm(turned)
             yield place, float(flat @ turned.reshape(-1) / product) if product else 0.0
 
 
-def _layouts(output: np.ndarray, tensor: str, value: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
+def layouts(output: np.ndarray, tensor: str, value: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
     """Yield a layer's output in each layout in which it has the shape of a tensor, but for axes of one."""
     for channels_first in (False, True)[: 2 if output.ndim > 2 else 1]:
         place = Place(tensor, channels_first)

@@ -20,22 +20,19 @@ class Subject:
     Args:
         run: Name of its run, see `pipeline.artifacts.parity_report.run_name`.
         precision: "fp32", "fp16" or "int8".
-        model: Its graph.
+        model: Its graph, which takes uint8 pixels (N, height, width, 3).
         factors: Tensor -> (C,): what its channels are multiplied by to get Keras' values, see
             `export.int8.equalization`. Defaults to none.
-        feed: Function from uint8 pixels (N, height, width, 3) to the inputs by name. Defaults to None: the only input
-            takes the pixels as they are.
     """
 
     run: str
     precision: Precision
     model: ModelProto
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    feed: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
 
     def inputs(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
         """Return the inputs of the file for some pixels."""
-        return {self.model.graph.input[0].name: pixels} if self.feed is None else self.feed(pixels)
+        return {self.model.graph.input[0].name: pixels}
 
     @property
     def batch(self) -> int | None:

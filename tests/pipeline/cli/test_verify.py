@@ -66,6 +66,36 @@ def test_a_fault_in_their_file_fails_with_a_cause(
     assert hint["text"] in failures[0]
 
 
+@pytest.mark.parametrize("fault", ["padding", "wiring"])
+def test_a_layer_of_their_file_is_named_whatever_its_nodes_are_called(
+    fault: str, finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = theirs(finished_chain.root / ONNX["fp32"], tmp_path / "wrong.onnx")
+    model = onnx.load(str(wrong))
+    nodes = {node.name: node for node in model.graph.node}
+    if fault == "padding":
+        (pads,) = (one for one in nodes["stage2_block2_1_conv/Conv"].attribute if one.name == "pads")
+        pads.ints[:] = [0, 0, 2, 2]
+    else:
+        nodes["stage1_block3_add/Add"].input[1] = nodes["stage1_block2_add/Add"].input[1]
+    names = {name: f"t{i}" for i, node in enumerate(model.graph.node) for name in node.output if name != "logits"}
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node_{index}"
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    onnx.save(model, str(wrong))
+    assert finished_chain.run("verify", "--onnx", str(wrong), "--layers", "--json") == 1
+    captured = capsys.readouterr()
+    line = json.loads(captured.out.splitlines()[-1])
+    layer, tensor_of = {
+        "padding": ("stage2_block2_1_conv", "stage2_block2_1_bn"),
+        "wiring": ("stage1_block3_add", "stage1_block3_add"),
+    }[fault]
+    assert (line["hints"][0]["cause"], line["hints"][0]["layer"]) == (fault, layer)
+    assert [run["first_below"] for run in line["layers"]] == [tensor_of]
+    assert f"first layer below 90 dB of its own: {tensor_of}" in captured.err
+
+
 def test_a_second_softmax_in_their_file_is_named(
     finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +156,7 @@ def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
         (["--precision", "int8"], "Expected --precision with --onnx"),
         (["--onnx", "none.onnx"], "Expected an ONNX file after --onnx. Received: none.onnx"),
         (["--onnx", "x.onnx", "--force"], "Expected --force without --onnx"),
-        (["--onnx", "x.onnx", "--layers"], "Expected --layers without --onnx"),
+        (["--onnx", "x.onnx", "--reduce"], "Expected --reduce without --onnx"),
         (["--onnx", "x.onnx", "--baseline", "x.json"], "Expected --baseline without --onnx"),
         (["--junit", "p.txt"], "ends in .xml after --junit, such as p.xml"),
         (["--junit", "p.xml", "--explain"], "Expected --explain without --junit"),

@@ -44,7 +44,8 @@ class Fake:
 def check(
     rows: Rows, whole: np.ndarray | None = None, precision: str = "fp32", sizes: tuple[int, ...] = ()
 ) -> list[Finding]:
-    return check_consistency(Fake(rows), PIXELS, linear(PIXELS) if whole is None else whole, sizes, precision)  # type: ignore[arg-type]
+    logits = linear(PIXELS) if whole is None else whole
+    return check_consistency(Fake(rows), PIXELS, logits, sizes, precision, None, linear(PIXELS))  # type: ignore[arg-type]
 
 
 def failures(findings: list[Finding]) -> str:
@@ -227,3 +228,16 @@ def test_a_model_that_amplifies_rounding_may_differ_by_its_own_noise() -> None:
     ]
     assert failures(findings[0]) != ""
     assert failures(findings[1]) == ""
+
+
+@pytest.mark.parametrize("spread", [1e-7, None])
+def test_one_answer_for_all_is_no_fault_where_the_reference_hardly_tells_images_apart(spread: float | None) -> None:
+    answer = np.array([[3.0, -1.0, 0.5, 2.0]], np.float32)
+
+    def equal(pixels: np.ndarray) -> np.ndarray:
+        return np.repeat(answer, len(pixels), axis=0)
+
+    reference = None if spread is None else equal(PIXELS) + spread * linear(PIXELS) / np.abs(linear(PIXELS)).max()
+    findings = check_consistency(Fake(equal), PIXELS, equal(PIXELS), (), "fp32", None, reference)  # type: ignore[arg-type]
+    assert {finding.verdict for finding in findings} == {PASS}
+    assert any("16 different images have the answer of image 0" in finding.text for finding in findings)

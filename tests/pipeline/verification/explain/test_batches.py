@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -58,7 +59,7 @@ def candidate(open_runner: Callable[[], Any]) -> Candidate:
 def causes(answer: Callable[[np.ndarray], np.ndarray], **options: Any) -> list[str]:
     runs = run_in_batches(candidate(lambda: FakeRunner(answer, **options)), IMAGES)
     assert runs is not None
-    found = explain_batches(right(IMAGES), runs, "fp32", None, runs.together)
+    found = explain_batches(right(IMAGES), runs, "fp32", None, runs.together, None)
     return [explanation.cause for explanation in found]
 
 
@@ -106,7 +107,7 @@ def test_a_nan_of_the_image_itself_is_told_from_one_of_the_batch() -> None:
     for answer in (one_nan, of_the_image):
         runs = run_in_batches(candidate(lambda answer=answer: FakeRunner(answer)), IMAGES)
         assert runs is not None
-        (found,) = explain_batches(right(IMAGES), runs, "fp32", None, runs.together)
+        (found,) = explain_batches(right(IMAGES), runs, "fp32", None, runs.together, None)
         texts.append(f"{found.text} {found.evidence}")
     assert "comes from the batch" in texts[0]
     assert "Test image 3: 4 x NaN" in texts[0]
@@ -141,7 +142,7 @@ def test_the_sizes_that_run_are_named(tmp_path: Path) -> None:
     assert runs is not None
     assert runs.works == (2,)
     assert runs.alone is None
-    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None, partial(onnx.load, path))
     assert "batches of 2" in found.text
     assert "2 x 16 x 16 x 3" in found.evidence
 
@@ -151,7 +152,7 @@ def test_a_batch_size_above_the_images_that_are_tried_is_found(tmp_path: Path) -
     runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
     assert runs is not None
     assert runs.works == (32,)
-    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None, partial(onnx.load, path))
     assert found.cause == "fixed batch"
     assert "takes batches of 32 at a time and fails with fewer" in found.text
 
@@ -168,7 +169,7 @@ def test_a_mean_over_the_batch_alone_is_no_batchnorm(tmp_path: Path) -> None:
     runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
     assert runs is not None
     assert nodes_over_batch(onnx.load(path))
-    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None, partial(onnx.load, path))
     assert (found.cause, found.layer) == ("batch dependence", "")
     assert "ReduceMean 'mean' computes over the first dimension" in found.evidence
 
@@ -194,7 +195,7 @@ def test_batchnorm_in_training_mode_is_named_with_its_layer(tmp_path: Path) -> N
         expected = runner.infer(IMAGES).logits
     runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
     assert runs is not None
-    (found,) = explain_batches(expected, runs, "fp32", path, runs.together)
+    (found,) = explain_batches(expected, runs, "fp32", path, runs.together, partial(onnx.load, path))
     assert (found.cause, found.layer) == ("training mode", "norm")
     assert nodes_over_batch(onnx.load(good)) == []
 
@@ -221,10 +222,10 @@ def test_batchnorm_in_single_operators_is_named_whatever_its_nodes_are_called(tm
     path.write_bytes(model.SerializeToString())
     runs = run_in_batches(candidate(lambda: OnnxRunner(path)), IMAGES)
     assert runs is not None
-    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None)
+    (found,) = explain_batches(right(IMAGES), runs, "fp32", path, None, partial(onnx.load, path))
     assert found.cause == "training mode"
 
 
 def test_rows_that_all_are_not_finite_are_left_to_others() -> None:
     broken = np.full((8, 4), np.nan, np.float32)
-    assert explain_batches(right(IMAGES), Runs(broken, None, broken), "fp32", None, broken) == []
+    assert explain_batches(right(IMAGES), Runs(broken, None, broken), "fp32", None, broken, None) == []

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from export.onnx_passes.graph import topological_sort
 from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.parity_report import FAIL, Hop
@@ -176,6 +177,75 @@ def test_another_dilation_is_named(bench: Bench, tmp_path: Path) -> None:
     hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
     assert (hint.cause, hint.layer) == ("attribute", "stage2_block2_1_conv")
     assert "the dilation is (2, 2) instead of (1, 1)" in hint.text
+
+
+def put_in(model: onnx.ModelProto, behind: str, *steps: tuple[str, float], readers: Sequence[str] = ()) -> None:
+    """Put nodes with a constant, and no name of a layer, between a node and those that read it, or some of them."""
+    source = node_of(model, behind).output[0]
+    last = source
+    for index, (kind, value) in enumerate(steps):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), f"put/{index}"))
+        model.graph.node.append(helper.make_node(kind, [last, f"put/{index}"], [f"put{index}"], f"graph/{index}"))
+        last = f"put{index}"
+    for node in model.graph.node:
+        if not node.name.startswith("graph/") and (not readers or node.name in readers):
+            node.input[:] = [last if name == source else name for name in node.input]
+    model.CopyFrom(topological_sort(model))
+
+
+INFINITE = (("Mul", 0.0), ("Add", -1.0), ("Pow", 0.5))  # the root of -1
+
+
+@pytest.mark.parametrize(
+    ("behind", "steps", "readers", "cause", "layer"),
+    [
+        ("stage2_block3_add/Add", [("Mul", 0.5)], [], "layer scale", "stage2_block3_add"),
+        ("head_pool/Squeeze", [("Mul", 49 / 64)], [], "layer scale", "head_pool"),
+        ("stage2_block1_out/Relu", INFINITE, [], "not finite", "stage2_block1_out"),
+        ("stage2_block1_out/Relu", INFINITE, [CONV], "not finite", "stage2_block1_out"),
+    ],
+)
+def test_what_was_put_in_behind_a_layer_is_blamed_on_that_one(
+    behind: str,
+    steps: Sequence[tuple[str, float]],
+    readers: Sequence[str],
+    cause: str,
+    layer: str,
+    bench: Bench,
+    tmp_path: Path,
+) -> None:
+    model = bench.load("fp32")
+    put_in(model, behind, *steps, readers=readers)
+    hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
+    assert (hint.cause, hint.layer) == (cause, layer)
+
+
+@pytest.mark.parametrize(("training", "cause"), [(1, "training mode"), (0, "epsilon")])
+def test_a_batchnorm_without_a_name_is_named(training: int, cause: str, bench: Bench, tmp_path: Path) -> None:
+    model, norm = bench.load("fp32"), bench.network.get_layer("stage2_block2_1_bn")
+    kernel = np.asarray(bench.network.get_layer("stage2_block2_1_conv").kernel).transpose(3, 2, 0, 1)
+    weights = {f"{CONV}/weight": kernel, f"{CONV}/bias": np.zeros(len(kernel), np.float32)}
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights[tensor.name]), tensor.name))
+    parts = ("gamma", "beta", "moving_mean", "moving_variance")
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(getattr(norm, part)), part) for part in parts)
+    conv = node_of(model, CONV)
+    after, conv.output[0] = conv.output[0], "unfolded"
+    outputs = [after, "mean", "variance"] if training else [after]
+    options = {"training_mode": 1} if training else {"epsilon": 0.3}
+    model.graph.node.append(helper.make_node("BatchNormalization", ["unfolded", *parts], outputs, **options))
+    model.CopyFrom(topological_sort(model))
+    hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
+    assert (hint.cause, hint.layer) == (cause, "stage2_block2_1_bn")
+
+
+def test_a_skip_that_is_subtracted_is_named(bench: Bench, tmp_path: Path) -> None:
+    model = bench.load("fp32")
+    node_of(model, "stage2_block2_add/Add").op_type = "Sub"
+    hint = explain(*bench.judged(tmp_path, "fp32", model))[0]
+    assert (hint.cause, hint.layer) == ("attribute", "stage2_block2_add")
+    assert "Sub where Keras has Add" in hint.text
 
 
 def test_two_faults_are_both_named(bench: Bench, tmp_path: Path) -> None:

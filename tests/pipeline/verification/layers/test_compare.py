@@ -7,12 +7,13 @@ import math
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from export.errors import ProjectError
 from export.onnx_passes.cut import given
+from export.onnx_passes.graph import Index
 from pipeline.artifacts.layer_report import LayerRow, LayerRun
-from pipeline.verification.layers.compare import THRESHOLDS_DB, compare_layers, layer_values
+from pipeline.verification.layers.compare import THRESHOLDS_DB, _range_of, compare_layers, layer_values
 from pipeline.verification.layers.mapping import Mapping, map_layers
 from pipeline.verification.layers.subject import Subject
 from tests.fakes.keras_layers import FakeKerasLayers
@@ -164,3 +165,31 @@ def test_too_few_images_for_a_fixed_batch_are_refused(keras: FakeKerasLayers) ->
 def test_a_file_without_a_layer_of_the_model_is_refused(keras: FakeKerasLayers) -> None:
     with pytest.raises(ProjectError, match=r"Expected a tensor for at least one layer.*Received: none"):
         compare_layers(keras, Mapping((), {}), Subject("other.onnx", "fp32", classifier()), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("zero", "low", "high"),
+    [(np.uint8(255), -127.75, 0.25), (np.int8(127), -127.75, 0.25), (np.int8(0), -64.25, 63.75), (None, -0.25, 127.75)],
+)
+def test_the_range_of_a_scale_follows_from_its_zero_point_and_type(
+    zero: np.generic | None, low: float, high: float
+) -> None:
+    constants = {"scale": np.float32(0.5)} | ({} if zero is None else {"zero": zero})
+    graph = helper.make_graph(
+        [helper.make_node("QuantizeLinear", ["x", *constants], ["q"])], "one", [], [],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    found = _range_of(Index.of(graph), "x", np.zeros(1, np.float32))
+    assert found is not None
+    assert (found.low, found.high) == (low, high)
+
+
+def test_the_total_error_is_that_of_values_times_their_factors(keras: FakeKerasLayers) -> None:
+    factor = np.linspace(1, 2, 8).astype(np.float32)
+    model = classifier(more_convolutions=1)
+    change(model, "kernel1", lambda kernel: kernel / factor.reshape(-1, 1, 1, 1))
+    row = compared(keras, model, factors={"conv1": factor})["conv1"]
+    plain = compared(keras, model)["conv1"]
+    assert row.sqnr_db is not None
+    assert plain.sqnr_db is not None
+    assert row.sqnr_db > plain.sqnr_db

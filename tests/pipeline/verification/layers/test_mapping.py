@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from pipeline.verification.layers.keras_layers import INPUT
 from pipeline.verification.layers.mapping import NOT_FOUND, Mapping, map_layers
@@ -125,20 +125,6 @@ def test_a_file_of_another_model_has_no_layer(keras: FakeKerasLayers) -> None:
     assert {why for name, why in found.without_tensor.items() if name != "dropout"} == {NOT_FOUND}
 
 
-def test_a_file_that_is_fed_preprocessed_values_has_no_tensor_of_them(keras: FakeKerasLayers) -> None:
-    model = classifier(more_convolutions=1)
-    cast = model.graph.node[0]
-    model.graph.node.remove(cast)
-    model.graph.node[0].input[0] = "images"
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
-    theirs = Subject("theirs.onnx", "fp32", model, feed=lambda values: {"images": values.astype(np.float32)})
-    found = map_layers(keras, theirs, FEW)
-    assert places(found)["conv"] == "conv"
-    assert INPUT not in places(found)
-    assert INPUT not in found.without_tensor
-    assert next(layer.inputs for layer in found.layers if layer.name == "conv") == (INPUT,)
-
-
 def test_a_file_that_was_made_from_another_keeps_its_places(keras: FakeKerasLayers) -> None:
     source = map_layers(keras, subject(classifier(more_convolutions=1)), FEW)
     made = change(classifier(more_convolutions=1), "kernel1", lambda kernel: -kernel)
@@ -154,3 +140,56 @@ def test_pixels_that_a_made_file_spoils_are_found_under_another_name(keras: Fake
     made.graph.node.insert(1, helper.make_node("Mul", ["raw", "two"], ["doubled"], "preprocessing/Mul"))
     made.graph.node[2].input[0] = "doubled"
     assert places(map_layers(keras, subject(made), FEW, source)) == {**places(source), INPUT: "doubled"}
+
+
+def extended(
+    tail: list[onnx.NodeProto], **constants: np.ndarray
+) -> tuple[onnx.ModelProto, dict[str, tuple[str, tuple[str, ...], str, bool]]]:
+    """The model with a layer "more" between relu1 and the pool, whose last tensor is "more", and its layers."""
+    model = classifier(more_convolutions=1)
+    place = next(i for i, node in enumerate(model.graph.node) if node.op_type == "GlobalAveragePool")
+    model.graph.node[place].input[0] = "more"
+    for node in reversed(tail):
+        model.graph.node.insert(place, node)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    layers = {name: entry for name, entry in TINY.items() if name not in ("pool", "dense")}
+    layers["more"] = ("Layer", ("relu1",), "more", True)
+    return model, layers | {"pool": ("Pool", ("more",), "flat", False), "dense": TINY["dense"]}
+
+
+def test_a_layer_of_several_nodes_ends_with_the_last_one_that_has_its_values() -> None:
+    model, layers = extended(
+        [
+            helper.make_node("Add", ["relu1", "one"], ["positive"], "more/Add"),
+            helper.make_node("Mul", ["positive", "zero"], ["nothing"], "more/Mul"),
+            helper.make_node("Add", ["positive", "nothing"], ["more"], "more/Add_2"),
+        ],
+        one=np.float32(1), zero=np.float32(0),
+    )  # fmt: skip
+    assert places(map_layers(FakeKerasLayers(model, layers), subject(model), FEW))["more"] == "more"
+
+
+def test_a_reshape_that_moves_values_to_another_axis_is_no_copy() -> None:
+    twice = np.array([1, 1, 1, 2, 1, 2], np.int64)
+    model, layers = extended(
+        [
+            helper.make_node("Reshape", ["relu1", "apart"], ["six"], "more/Reshape"),
+            helper.make_node("Tile", ["six", "twice"], ["tiled"], "more/Tile"),
+            helper.make_node("Reshape", ["tiled", "joined"], ["more"], "more/Reshape_2"),
+        ],
+        apart=np.array([0, 8, 16, 1, 16, 1], np.int64), twice=twice, joined=np.array([-1, 8, 32, 32], np.int64),
+    )  # fmt: skip
+    assert places(map_layers(FakeKerasLayers(model, layers), subject(model), FEW))["more"] == "more"
+
+
+def test_a_layer_that_changes_nothing_on_two_images_is_not_said_to_pass_values_on() -> None:
+    model, layers = extended(
+        [helper.make_node("Clip", ["relu1", "low", "high"], ["more"], "more/Clip")],
+        low=np.float32(0), high=np.float32(0),
+    )  # fmt: skip
+    largest = FakeKerasLayers(model, layers).outputs(FEW // 8)["relu1"].max()
+    limit = next(one for one in model.graph.initializer if one.name == "high")
+    limit.CopyFrom(numpy_helper.from_array(np.float32(largest), "high"))
+    found = map_layers(FakeKerasLayers(model, layers), subject(model), FEW // 8)
+    assert places(found)["more"] == "more"
+    assert found.without_tensor == {"dropout": "has the values of relu"}
