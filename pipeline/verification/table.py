@@ -16,6 +16,7 @@ from pipeline.artifacts.parity_report import (
     Hop,
     ParityReport,
     describe_relative_limit,
+    files_not_judged,
     files_not_run,
 )
 from pipeline.artifacts.results import VerifiedHop
@@ -48,9 +49,11 @@ def parity_table(parity: ParityReport, results: ImageResults | None = None, hint
     ]
     lines = aligned([HEADER, *rows])
     lines += [f"  [{number}] {note}" for number, note in enumerate(notes, 1)]
+    apart = {"not run": files_not_run(parity.hops), "not judged": files_not_judged(parity.hops)}
     lines += [
-        f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
-        for why, names in files_not_run(parity.hops).items()
+        f"  {what}: {', '.join(names)}: {why or 'no reason is known'}"
+        for what, files in apart.items()
+        for why, names in files.items()
     ]
     permitted = describe_relative_limit(parity.hops)
     lines += [f"  {permitted}"] if permitted else []

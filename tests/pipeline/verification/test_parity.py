@@ -14,10 +14,11 @@ from export.errors import DeviceUnavailableError, ProjectError, RunnerError
 from export.metrics.distances import compare
 from export.onnx_passes.signature import append_top_k
 from export.records import from_json, to_json
-from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, ParityReport
+from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, INCONCLUSIVE, NOT_RUN, PASS, SCHEMA, STEP, ParityReport
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs, Top, softmax, top_k_of
 from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.verification.culprits import culprits
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.table import parity_table
 from pipeline.verification.thresholds import check_thresholds
@@ -104,6 +105,11 @@ def parity_of(*candidates: Candidate, limits: VerifyThresholds | None = None, re
 
 def noisy(sigma: float) -> np.ndarray:
     return (LOGITS + np.random.default_rng(1).normal(size=LOGITS.shape) * sigma).astype(np.float32)
+
+
+def mirrored(sigma: float) -> np.ndarray:
+    """As far from the logits as `noisy`, on the other side of them."""
+    return 2 * LOGITS - noisy(sigma)
 
 
 def flipped(rows: int) -> np.ndarray:
@@ -321,9 +327,9 @@ def test_one_number_that_is_not_finite_fails_whatever_is_asked(value: float, lim
     logits[7, 2] = value
     parity = parity_of(candidate("a", "int8", logits), candidate("b", "int8", LOGITS, "a"), limits=limits)
     first, second, step = parity["hops"]
-    assert (first["verdict"], second["verdict"], step["verdict"]) == ("fail", "pass", "fail")
+    assert (first["verdict"], second["verdict"], step["verdict"]) == ("fail", "pass", "not run")
     assert "NaN or infinite" in first["why"]
-    assert "its reference a did not give usable logits" in step["why"]
+    assert "a itself fails against Keras, and this file does not" in step["why"]
     assert first["max_abs"] is None
 
 
@@ -390,8 +396,12 @@ def test_a_backend_that_is_there_and_fails(error: Exception, when: str) -> None:
     first, second, step = parity["hops"]
     assert (first["verdict"], first["why"]) == ("fail", str(error))
     assert second["verdict"] == "pass"
+    assert step["verdict"] == "not run", "b is right, whatever a is"
+    assert "a itself fails against Keras" in step["why"]
+    runner.batches.clear()
+    *_, step = parity_of(candidate("a", "fp32", opened), candidate("b", "fp16", flipped(9), "a"))["hops"]
     assert step["verdict"] == "fail"
-    assert "reference a" in step["why"]
+    assert "its reference a did not give usable logits" in step["why"]
     assert parity["verdict"] == "fail"
     assert not runner.open
 
@@ -451,7 +461,7 @@ def parity() -> dict:
     [
         ("good", "g" * 64, PASS),
         ("bad", "b" * 64, FAIL),
-        ("half", "h" * 64, FAIL),  # right against Keras, but its step is not
+        ("half", "h" * 64, PASS),  # right against Keras; its step only shows that what it was made from is wrong
         ("plan", "p" * 64, NOT_RUN),
         ("open", "o" * 64, INCONCLUSIVE),
         ("from plan", "f" * 64, INCONCLUSIVE),  # against Keras; what its step is held against was not run here
@@ -462,6 +472,29 @@ def parity() -> dict:
 )
 def test_a_verdict_is_bound_to_the_bytes(parity: dict, name: str, sha256: str, verdict: str) -> None:
     assert as_report(parity).verdict_of(name, {name: sha256}) == verdict
+
+
+def test_a_step_from_a_source_at_fault_keeps_its_distances_and_is_no_fault_of_the_candidate(parity: dict) -> None:
+    """FP16 alone is broken, INT8 that was made from it is right."""
+    report = as_report(parity)
+    (step,) = [hop for hop in report.hops if hop.candidate == "half" and hop.kind == STEP]
+    assert (step.verdict, step.compared, step.lacks_reference) == (NOT_RUN, True, True)
+    assert step.sqnr_db is not None
+    assert [hop.candidate for hop in culprits(report.hops)] == ["bad"]
+    lines = parity_table(report).splitlines()
+    assert any(line.startswith("  not judged: half against bad: bad itself fails against Keras") for line in lines)
+    assert not any("not run: half" in line for line in lines)
+
+
+def test_a_step_between_two_files_that_are_right_against_keras_counts() -> None:
+    """Each is near enough to Keras, on another side of it, and they are too far from each other."""
+    report = as_report(
+        parity_of(candidate("near", "fp16", mirrored(2e-3)), candidate("twice", "fp16", noisy(2e-3), "near"))
+    )
+    assert [(hop.kind, hop.verdict) for hop in report.hops if hop.kind != CONSISTENCY] == [
+        ("from_keras", PASS), ("from_keras", PASS), (STEP, FAIL)
+    ]  # fmt: skip
+    assert report.verdict_of("twice", {"twice": "t" * 64}) == FAIL
 
 
 def test_what_belongs_to_a_file_is_bound_too(parity: dict) -> None:
