@@ -243,6 +243,8 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     results = {o.stage: {**o.manifest.result, "status": "done" if o.ran else "up to date"} for o in outcomes}
+    if hints := results.get("verify", {}).get("hints"):
+        results["verify"]["hints"] = [context.invocation.complete(hint) for hint in hints]
     verdict = results.get("verify", {}).get("verdict")
     failed = results.get("infer", {}).get("failed", 0)
     status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE

@@ -30,6 +30,7 @@ from pipeline.runners.foreign import (
 from pipeline.verification.explain.exceeding import IMAGES as FEW
 from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.explain.outputs import explain_outputs
+from pipeline.verification.explain.remedies import AGAIN, OF_OTHERS
 from pipeline.verification.overflow import Extreme
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
@@ -355,7 +356,8 @@ def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarr
         changed = [f"{name}: {new} instead of {old}" for name, old, new in rows if old != new]
         answers = f" {len(changed):,} of {count(len(names), 'answer')} changed"
         answers += f": {listed(changed, separator='; ')}." if changed else "."
-    causes = [f"{one.text} {one.remedy}" for one in explain_outputs(before, after, None, hop.precision, ())]
+    found = explain_outputs(before, after, None, hop.precision, ())
+    causes = [f"{one.text} {one.remedy.replace(AGAIN, OF_OTHERS)}" for one in found]
     advice = causes or [
         "See that both get the same preprocessing, then compare the files before and after each step of the conversion."
     ]

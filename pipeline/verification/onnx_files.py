@@ -20,6 +20,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.foreign import ForeignRunner, log_softmax, precision_in
 from pipeline.runners.keras import load_logits_model
+from pipeline.terminal.command_line import general_command
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import keras
 
 UNKNOWN_REMEDY = (
-    "Export the model by this recipe (python -m pipeline export), which is checked against Keras, and look at where "
+    f"Export the model by this recipe ({general_command('export')}), which is checked against Keras, and look at where "
     "the graphs differ; layers are compared in the recipe's own files alone."
 )
 
@@ -140,7 +141,7 @@ def _compare(
     answer = replace(answer, extreme=extreme)
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
-    case = Case([candidate], answers, reference, card, {candidate.name: file}, load)
+    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, own=False)
     hints = explain(culprits(report.hops), case)
     return Compared(candidate, answer, reference, report, tuple(map(_without_layers, hints)))
 

@@ -34,6 +34,7 @@ class Case:
             `ModuleNotFoundError`.
         factors: Factors by channel of the INT8 file's tensors, by tensor: the file's value is Keras' value over the
             factor. Defaults to none.
+        own: Whether this project made the files. Defaults to True.
     """
 
     candidates: Sequence[Candidate]
@@ -43,6 +44,7 @@ class Case:
     paths: Mapping[str, Path]
     load: Callable[[], keras.Model] | None = None
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    own: bool = True
 
     @cached_property
     def model(self) -> Any | None:

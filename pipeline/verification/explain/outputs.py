@@ -12,6 +12,7 @@ import numpy as np
 from export.words import count, listed
 from pipeline.runners.base import softmax
 from pipeline.verification.explain.fit import NEAR, Explanation, evidence_of, explains, fit_db
+from pipeline.verification.explain.remedies import AGAIN
 
 FEWEST = 3  # images: with fewer, a factor and an offset, or an order of classes, fit by chance
 _MOST_ENTRIES = 4_000_000  # of a matrix of classes by classes, 32 MB in float64
@@ -103,7 +104,7 @@ def _repeated(expected: np.ndarray, received: np.ndarray, precision: str, withou
         f"{int(same.sum()):,} of {count(rows, 'row')} of logits repeat the row before, up to {length:,} in a row; "
         f"taken as the answers to the {which} image of each, they fit with {fit:.1f} dB, else with {without:.1f} dB.",
         "Look at how the batch reaches the model: the input shape that was set, the size of what was copied, and "
-        "whether the graph has a Slice or Expand over the batch. Build the engine again with build --force.",
+        f"whether the graph has a Slice or Expand over the batch. {AGAIN}.",
     )
 
 
