@@ -286,10 +286,14 @@ def thresholds_by_precision(thresholds: VerifyThresholds) -> dict[str, Threshold
     return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}
 
 
-def read_parity(path: Path) -> ParityReport:
+def read_parity(path: Path, remedy: str = REMEDY) -> ParityReport:
     """Read a verdict.
+
+    Args:
+        path: The file.
+        remedy: What to do about one that cannot be read, as a sentence. Defaults to `REMEDY`, for a recipe's own.
 
     Raises:
         ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
-    return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
+    return read_record(ParityReport, path, remedy=remedy, what="verdict")

@@ -43,7 +43,6 @@ def evaluate(
         Answer: logits, probabilities, findings on the run itself; or why there are none: no such device, or an error.
     """
     if candidate.why_not:
-        log.error("%s", candidate.why_not)
         return Answer(None, FAIL, candidate.why_not)
     try:
         with candidate.open() as runner:

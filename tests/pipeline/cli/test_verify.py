@@ -117,6 +117,11 @@ def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
     earlier.write_text(json.dumps(report))
     assert finished_chain.run("verify", "--baseline", str(earlier)) == 2
     assert "baseline on the same test images" in capsys.readouterr().err
+    earlier.write_text("{}")
+    assert finished_chain.run("verify", "--baseline", str(earlier)) == 2
+    said = capsys.readouterr().err
+    assert "Name the verify/parity.json of an earlier release" in said
+    assert "verify stage again" not in said
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,8 @@ def test_every_image_is_asked_for_once_the_last_partial_batch_too() -> None:
     [
         (Thresholds(), "pass", ""),
         (Thresholds(top1_agreement=0.94), "pass", ""),
-        (Thresholds(top1_agreement=0.95), "inconclusive", "inconclusive: top-1 agreement 0.9400 (95 %: 0.83"),
-        (Thresholds(top1_agreement=0.98), "fail", "top-1 agreement 0.9400 (95 %: 0.8378 to 0.9794) of 50 images, 0.98"),
+        (Thresholds(top1_agreement=0.95), "inconclusive", "inconclusive: top-1 agreement 94.00 % (95 %: 83."),
+        (Thresholds(top1_agreement=0.98), "fail", "94.00 % (95 %: 83.78 % to 97.94 %) of 50 images, 98 %"),
         (Thresholds(sqnr_db=1), "pass", ""),
         (Thresholds(sqnr_db=60), "fail", "SQNR"),
         (Thresholds(relative_error=10), "pass", ""),
@@ -198,10 +198,10 @@ def test_every_image_is_asked_for_once_the_last_partial_batch_too() -> None:
         (
             Thresholds(accuracy_drop=0.05),
             "inconclusive",
-            "(95 %: -0.0156 to 0.1622) of 50 images, at most 0.0500 allowed",
+            "(95 %: -1.56 % to 16.22 %) of 50 images, at most 5 % allowed",
         ),
-        (Thresholds(accuracy_drop=-0.02), "fail", "accuracy drop 0.0600 (95 %"),
-        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), "fail", "0.9900 required; inconclusive: accuracy drop"),
+        (Thresholds(accuracy_drop=-0.02), "fail", "accuracy drop 6.00 % (95 %"),
+        (Thresholds(top1_agreement=0.99, accuracy_drop=0.01), "fail", "99 % required; inconclusive: accuracy drop"),
         (Thresholds(top1_agreement=0.95, sqnr_db=60), "fail", "would decide; SQNR"),
         (Thresholds(top1_agreement=0.95, relative_error=10), "inconclusive", "top-1"),
     ],
@@ -228,16 +228,31 @@ def test_one_image_of_500_does_not_decide() -> None:
     hop = hop_with(500, 1, Thresholds(top1_agreement=0.999))
     assert hop["verdict"] == "inconclusive"
     assert hop["why"] == (
-        "inconclusive: top-1 agreement 0.9980 (95 %: 0.9888 to 0.9996) of 500 images, 0.9990 required; "
+        "inconclusive: top-1 agreement 99.80 % (95 %: 98.88 % to 99.96 %) of 500 images, 99.9 % required; "
         "about 3,838 images would decide"
     )
     assert hop["images_to_decide"] == 3838
 
 
+@pytest.mark.parametrize(
+    ("changed", "limit", "said"),
+    [(1, 1.0, "99.99 %"), (101, 0.999, "99.899 %"), (1000, 0.9999, "99.00 %"), (2, 0.99999, "99.998 %")],
+)
+def test_a_share_in_a_reason_is_rounded_neither_to_all_nor_to_the_threshold(
+    changed: int, limit: float, said: str
+) -> None:
+    images = 100_000
+    logits = np.eye(2, dtype=np.float32)[np.zeros(images, int)]
+    other = logits.copy()
+    other[:changed] = other[:changed, ::-1]
+    findings = check_thresholds(compare(logits, other, np.zeros(images, int)), Thresholds(top1_agreement=limit))
+    assert f"top-1 agreement {said} (95 %: " in findings[-1].text
+
+
 def test_ten_images_of_100_do() -> None:
     hop = hop_with(100, 10, Thresholds(top1_agreement=0.99))
     assert hop["verdict"] == "fail"
-    assert hop["why"] == "top-1 agreement 0.9000 (95 %: 0.8256 to 0.9448) of 100 images, 0.9900 required"
+    assert hop["why"] == "top-1 agreement 90.00 % (95 %: 82.56 % to 94.48 %) of 100 images, 99 % required"
 
 
 @pytest.mark.parametrize(("high", "verdict"), [(0.999, "inconclusive"), (np.nextafter(0.999, 0), "fail")])
