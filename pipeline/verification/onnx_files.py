@@ -82,7 +82,8 @@ def compare_onnx_files(
         precision: of the files, which decides the thresholds. Defaults to None: what each file says.
 
     Raises:
-        ProjectError: a file is no ONNX file, or Keras gives no finite logits.
+        ProjectError: a file is no ONNX file, or no classifier of these images and classes (`UnfitError`), or Keras
+            gives no finite logits.
     """
     precisions = {file: precision or precision_in(file) for file in dict.fromkeys(files)}
     logits, noise = run_keras(keras_model, card, settings, images.pixels)
