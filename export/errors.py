@@ -88,6 +88,10 @@ class RunnerError(ProjectError):
     """A backend could not be opened or failed while it ran."""
 
 
+class UnfitError(RunnerError):
+    """A file is no classifier of the images and classes in question, so that there is nothing to compare."""
+
+
 class DeviceUnavailableError(RunnerError):
     """The device or its driver does not exist on this machine, so nothing was run.
 

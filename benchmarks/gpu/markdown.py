@@ -115,7 +115,7 @@ def judge_targets(
 def _parity_target(parity: Parity | None) -> Target:
     """Return the share of engines within the thresholds; open while some have too few images for a verdict."""
     by_engine: dict[str, set[str]] = {}
-    for hop in parity.hops if parity else ():
+    for hop in [hop for hop in parity.hops if not hop.lacks_reference] if parity else ():
         by_engine.setdefault(hop.candidate, set()).add(hop.verdict)
     verdicts = [verdicts for verdicts in by_engine.values() if NOT_RUN not in verdicts]
     failed = sum(FAIL in each for each in verdicts)

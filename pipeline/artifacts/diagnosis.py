@@ -13,10 +13,10 @@ from pipeline.artifacts.parity_report import REMEDY
 SCHEMA = 1
 # What may be wrong; "unknown": the layer may be known, but no cause explains it.
 Cause = Literal[
-    "channel order", "mean missing", "preprocessing", "resize", "softmax twice", "logits scaled", "class order",
-    "fixed batch", "batch dependence", "repeated row", "not finite", "overflow", "saturation", "layer scale",
-    "weights", "padding", "pooling", "epsilon", "wiring", "training mode", "attribute", "calibration", "stale engine",
-    "unknown",
+    "channel order", "mean missing", "preprocessing", "resize", "softmax twice", "activation", "logits scaled",
+    "class order", "fixed batch", "batch dependence", "repeated row", "not finite", "overflow", "saturation",
+    "layer scale", "weights", "padding", "pooling", "epsilon", "wiring", "training mode", "attribute", "calibration",
+    "stale engine", "unknown",
 ]  # fmt: skip
 
 

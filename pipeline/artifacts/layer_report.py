@@ -11,7 +11,7 @@ from export.records import read_record
 from export.tensorrt.sidecar import Precision
 
 SCHEMA = 1
-REMEDY = "Run `python -m pipeline verify --layers` of this recipe again."
+REMEDY = "Run the layers stage again: python -m pipeline verify -c RECIPE --layers."
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Standard library only, Python 3.10 syntax.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -144,7 +144,7 @@ class Hop:
 
     @property
     def lacks_reference(self) -> bool:
-        """Whether the reference was not run here, so that the hop has no verdict on the candidate.
+        """Whether the hop has no verdict on the candidate: its reference was not run here, or is at fault itself.
 
         A candidate that was not run itself has a ``from_keras`` hop that records it.
         """
@@ -263,14 +263,27 @@ def describe_distances(hop: Hop) -> str:
 
 
 def files_not_run(hops: Sequence[Hop]) -> dict[str, list[str]]:
-    """Return the files of comparisons that did not run, by reason; a file that did run is named with its reference."""
-    skipped = [hop for hop in hops if hop.verdict == NOT_RUN]
-    idle = {hop.run_name for hop in skipped if hop.kind == FROM_KERAS}
-    names: dict[str, dict[str, None]] = {}  # dicts as ordered sets
-    for hop in skipped:
-        name = hop.run_name if hop.run_name in idle else f"{hop.run_name} against {hop.reference}"
-        names.setdefault(hop.why, {})[name] = None
-    return {why: list(files) for why, files in names.items()}
+    """Return the files that were not run, by reason."""
+    return _by_reason((hop.why, hop.run_name) for hop in hops if hop.verdict == NOT_RUN and hop.run_name in _idle(hops))
+
+
+def files_not_judged(hops: Sequence[Hop]) -> dict[str, list[str]]:
+    """Return the comparisons of files that were run with a reference that says nothing on them, by reason."""
+    idle = _idle(hops)
+    apart = [hop for hop in hops if hop.lacks_reference and hop.run_name not in idle]
+    return _by_reason((hop.why, f"{hop.run_name} against {hop.reference}") for hop in apart)
+
+
+def _idle(hops: Sequence[Hop]) -> set[str]:
+    return {hop.run_name for hop in hops if hop.verdict == NOT_RUN and hop.kind == FROM_KERAS}
+
+
+def _by_reason(names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return names by reason, each once."""
+    found: dict[str, dict[str, None]] = {}  # dicts as ordered sets
+    for why, name in names:
+        found.setdefault(why, {})[name] = None
+    return {why: list(files) for why, files in found.items()}
 
 
 def thresholds_by_precision(thresholds: VerifyThresholds) -> dict[str, Thresholds]:
@@ -278,10 +291,14 @@ def thresholds_by_precision(thresholds: VerifyThresholds) -> dict[str, Threshold
     return {"fp32": thresholds.fp32, "fp16": thresholds.fp16, "int8": thresholds.int8}
 
 
-def read_parity(path: Path) -> ParityReport:
+def read_parity(path: Path, remedy: str = REMEDY) -> ParityReport:
     """Read a verdict.
+
+    Args:
+        path: The file.
+        remedy: What to do about one that cannot be read, as a sentence. Defaults to `REMEDY`, for a recipe's own.
 
     Raises:
         ProjectError: It is missing, damaged, of another schema, or contradicts itself; with the file and the key.
     """
-    return read_record(ParityReport, path, remedy=REMEDY, what="verdict")
+    return read_record(ParityReport, path, remedy=remedy, what="verdict")

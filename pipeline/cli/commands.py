@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from export.words import count
 from pipeline.artifacts.files import recipe_lock
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.output import check_output
-from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, read_parity
+from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS
 from pipeline.artifacts.paths import CARD, PARITY, REPORT, Artifacts
 from pipeline.artifacts.results import Verified
 from pipeline.cli import options as cli
@@ -27,7 +28,7 @@ from pipeline.cli.status import (
     warn_of_stale_inputs,
 )
 from pipeline.cli.verbs import build_parser
-from pipeline.cli.verify_options import check_verify_options
+from pipeline.cli.verify_options import check_verify_options, read_baseline
 from pipeline.recipe.load import dump_yaml, to_dict
 from pipeline.serving.candidates import why_nothing_runs
 from pipeline.serving.select_model import select_model
@@ -154,7 +155,7 @@ def _named_stages(args: argparse.Namespace) -> tuple[Stage[Any], ...]:
 def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
     stage, *others = _named_stages(args)
     # It may be the very file that this verdict replaces.
-    baseline = read_parity(args.baseline) if stage is verify.STAGE and args.baseline is not None else None
+    baseline = read_baseline(args.baseline) if stage is verify.STAGE and args.baseline is not None else None
     if stage.name != "train" and (context.root / CARD).is_file():
         context.card()  # refuses a recipe that contradicts the model, even where the stage is up to date
     if stage.name == "train":
@@ -162,17 +163,45 @@ def _run_one(args: argparse.Namespace, context: Context) -> dict[str, object]:
     warn_of_stale_inputs(stage, context)
     outcome = execute(stage, context, args.force)
     if stage.name == "verify":
-        _log_verdict(context, verify.STAGE.recorded(context, outcome.manifest))
+        verified = verify.STAGE.recorded(context, outcome.manifest)
+        _log_verdict(context, verified)
+        if not outcome.ran and verified.verdict == PASS:
+            log.info("verdict   pass, on %s", count(verified.images, "test image"))
         # An unpacked verdict is up to date like one that was given here.
         if not outcome.ran and (reason := why_nothing_runs(Artifacts(context.root), driver_status())):
             log.warning("the verdict comes from another machine; none of its files can be run here: %s", reason)
     _log_missing_engines(context, outcome)
-    result = _result(context, [outcome, *(execute(other, context, args.force) for other in others)])
+    outcomes = [outcome, *(execute(other, _context_of(other, context), args.force) for other in others)]
+    if others and context.recipe.verify.reduce:
+        _log_reduced(context, outcomes[-1], verify.STAGE.recorded(context, outcome.manifest))
+    result = _result(context, outcomes)
     if stage.name != "verify":
         return result
     from pipeline.cli.verify import finish_verdict
 
     return finish_verdict(args, context, baseline, result)
+
+
+def _context_of(stage: Stage[Any], context: Context) -> Context:
+    """Return the context for a stage: for the layers that of a recipe with ``verify.reduce``, if its result is there.
+
+    Such a result has all that the layers have without it, and more.
+    """
+    if stage is not layers.STAGE or context.recipe.verify.reduce:
+        return context
+    verify_too = replace(context.recipe.verify, reduce=True)
+    reduced = replace(context, recipe=replace(context.recipe, verify=verify_too))
+    return context if reasons_to_run(stage, reduced) else reduced
+
+
+def _log_reduced(context: Context, outcome: Outcome, verified: Verified) -> None:
+    """Say where the smallest parts that fail lie, or that there are none; the stage says nothing when up to date."""
+    result = layers.STAGE.recorded(context, outcome.manifest)
+    for run, folder in result.reduced.items():
+        log.info("the smallest part of %s that fails: %s", run, context.folder("layers") / folder)
+    if not result.reduced:
+        fails = verified.verdict == FAIL or result.first_below
+        log.info("nothing %s, so nothing is cut out", "of what fails could be made smaller" if fails else "fails")
 
 
 def _log_missing_engines(context: Context, outcome: Outcome) -> None:
@@ -243,6 +272,8 @@ def _benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
 def _result(context: Context, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     results = {o.stage: {**o.manifest.result, "status": "done" if o.ran else "up to date"} for o in outcomes}
+    if hints := results.get("verify", {}).get("hints"):
+        results["verify"]["hints"] = [context.invocation.complete(hint) for hint in hints]
     verdict = results.get("verify", {}).get("verdict")
     failed = results.get("infer", {}).get("failed", 0)
     status = cli.VERDICT_FAIL if verdict == FAIL else cli.SOME_FAILED if failed else cli.DONE
@@ -268,7 +299,7 @@ def _explain(args: argparse.Namespace, context: Context) -> dict[str, object]:
         if depends:
             reasons = ["it has not run" if read_manifest(context.folder(stage.name)) is None else depends]
         else:
-            reasons = ["--force"] if args.force else reasons_to_run(stage, context)
+            reasons = ["--force"] if args.force else reasons_to_run(stage, _context_of(stage, context))
             if reasons:
                 depends = f"depends on what {stage.name} will write"
                 try:

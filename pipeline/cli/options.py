@@ -18,11 +18,18 @@ from typing import Any
 from tqdm import tqdm
 
 from export.errors import ProjectError, notes
-from export.tensorrt.sidecar import REBUILD
 from pipeline.artifacts.output import describe_os_error
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.locate import find_recipe, refuse_name_in_use, suggest_path
-from pipeline.terminal.command_line import ARTIFACTS, Parser, UsageError, invocation_of, override, recipe_file
+from pipeline.terminal.command_line import (
+    ARTIFACTS,
+    Invocation,
+    Parser,
+    UsageError,
+    invocation_of,
+    override,
+    recipe_file,
+)
 from pipeline.terminal.log_file import LogFile
 from pipeline.terminal.processes import INTERRUPTED, TERMINATED, Terminated, terminated_as_interrupted
 from pipeline.workflow.context import Context
@@ -169,8 +176,7 @@ def _run(
         return BAD_INPUT
     _start_logging(handler, logging.WARNING if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
     quiet_libraries()
-    invocation = invocation_of(args)
-    handler.rebuild = invocation.command("build", more=("--force",)) if invocation else REBUILD
+    handler.invocation = invocation_of(args)
     name = getattr(args, "command", parser.prog.rpartition(" ")[2])
     with contextlib.ExitStack() as files:
         result = _result(args, name, command, handler, files)
@@ -196,7 +202,7 @@ def _result(
     except BrokenPipeError:
         raise
     except ProjectError as error:
-        message = _with_location(handler.with_rebuild(str(error)), args)
+        message = _with_location(handler.with_commands(str(error)), args)
         return _failed(name, "bad input", _with_notes(message, error), BAD_INPUT)
     except KeyboardInterrupt as error:
         word, status = ("Terminated.", TERMINATED) if isinstance(error, Terminated) else ("Interrupted.", INTERRUPTED)
@@ -257,23 +263,24 @@ class _TqdmHandler(logging.Handler):
     A warning with the same text as an earlier one is dropped.
 
     Attributes:
-        rebuild: the command that builds this recipe's engines, which replaces the general one in messages.
+        invocation: of the recipe, whose commands replace general ones in messages; None without a recipe.
         closed: the reader of standard error closed it. The first line that fails for it raises; later ones, while the
             command cleans up, are dropped.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.closed, self.rebuild = False, REBUILD
+        self.closed = False
+        self.invocation: Invocation | None = None
         self._warnings: set[str] = set()
 
-    def with_rebuild(self, message: str) -> str:
-        """Return a message of ``export`` or of a runner, which do not know the recipe, with this recipe's command."""
-        return message.replace(REBUILD, self.rebuild)
+    def with_commands(self, message: str) -> str:
+        """Return a message of code that does not know the recipe, such as a runner, with this recipe's commands."""
+        return message if self.invocation is None else self.invocation.complete(message)
 
     def shown(self, message: str) -> str:
         """Return a message as a person reads it: a file's name cannot steer the terminal."""
-        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self.with_rebuild(message))
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", self.with_commands(message))
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.shown(self.format(record))

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
         args.onnx, context.root / KERAS, card, context.settings, images, labels, args.precision, layers=args.layers
     )
     report = joint_report(compared)
-    hints = [hint for one in compared for hint in one.hints]
+    hints = _with_commands([hint for one in compared for hint in one.hints], context)
     log.info("parity on %s:\n%s", count(len(images.names), "image"), parity_table(report, hints=hints))
     for name, note in {hop.run_name: hop.note for hop in report.hops if hop.note}.items():
         log.info("%s: %s", name, note)
@@ -93,7 +94,7 @@ def finish_verdict(
     if args.junit is not None:
         manifest = read_manifest(context.folder("verify"))
         versions = manifest.versions if manifest is not None else {}
-        _write_junit(args.junit, context, report, versions, _recorded_hints(context))
+        _write_junit(args.junit, context, report, versions, _with_commands(_recorded_hints(context), context))
     if baseline is None:
         return result
     changes = changes_since(baseline, report)
@@ -118,6 +119,11 @@ def _recorded_hints(context: Context) -> Sequence[Hint]:
         return ()
     diagnosis = read_diagnosis(path)
     return diagnosis.hints if diagnosis.parity_sha256 == sha256_file(context.root / PARITY) else ()
+
+
+def _with_commands(hints: Sequence[Hint], context: Context) -> list[Hint]:
+    """Return hints with this recipe's commands in their advice."""
+    return [replace(hint, remedy=context.invocation.complete(hint.remedy)) for hint in hints]
 
 
 def _write_junit(

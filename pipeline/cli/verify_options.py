@@ -6,6 +6,7 @@ from pathlib import Path
 from export.errors import ProjectError
 from export.tensorrt.sidecar import PRECISIONS
 from pipeline.artifacts.output import check_output
+from pipeline.artifacts.parity_report import ParityReport, read_parity
 from pipeline.terminal.command_line import Parser
 
 EXAMPLES = """-c digits
@@ -53,6 +54,19 @@ def add_verify_options(parser: Parser) -> None:
         metavar="FILE",
         help="parity.json of an earlier verdict on the same model and images: exit status 1 if a file got worse since, "
         "beyond noise",
+    )
+
+
+def read_baseline(path: Path) -> ParityReport:
+    """Read the verdict that ``--baseline`` names.
+
+    Raises:
+        ProjectError: it cannot be read; with what to name instead, because verifying again makes no earlier verdict.
+    """
+    return read_parity(
+        path,
+        "Name the verify/parity.json of an earlier release, as this version writes it; where there is none, keep a "
+        "copy of the present one for the next time.",
     )
 
 

@@ -151,7 +151,8 @@ def _engine(name: str, evidence: GpuEvidence, largest: int, other: bool) -> tupl
     batched = {row.measures: row for row in own if row.batch == largest > 1}
     end_to_end = next((batched[way] for way in WAYS if way in batched and not batched[way].error), None)
     alone = batched.get("compute")
-    hops = [hop for hop in evidence.parity.hops if hop.candidate == name] if evidence.parity else []
+    every = evidence.parity.hops if evidence.parity else ()
+    hops = [hop for hop in every if hop.candidate == name and not hop.lacks_reference]
     worst = next((hop for verdict in ORDER for hop in hops if hop.verdict == verdict), None)
     verdict = worst.verdict if worst else NOT_RUN
     remarks = (

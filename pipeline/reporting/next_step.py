@@ -103,7 +103,7 @@ def _build_here(situation: Situation, engines: Mapping[str, str], gpu: str) -> S
     record = read_stage(situation.artifacts, "build")
     if record is None or record.environment.get("gpu") != gpu:
         return Step("Build engines that this GPU runs", f"{situation.invocation.command('build', 'python')} --force")
-    not_run = (hop.why for hop in situation.parity.hops if hop.verdict == NOT_RUN)
+    not_run = (hop.why for hop in situation.parity.hops if hop.verdict == NOT_RUN and not hop.lacks_reference)
     why = next(not_run, "") if engines else read_result(record, Built).why_not
     more = sentence(why) or "They were built on this GPU."
     return Step("Find out why engines do not run here", "python -m pipeline doctor", more)

@@ -78,7 +78,7 @@ def write_report(artifacts: Artifacts, recipe: Recipe, invocation: Invocation, o
         alerts=[*parity.warnings, *stands.broken, *stands.remarks, *([] if same_thresholds else [OTHER_THRESHOLDS])],
         cards=cards(parity, benchmark, engines),
         sections=[
-            *hints_sections(hints),
+            *hints_sections(hints, invocation),
             next_step(Situation(artifacts, recipe, invocation, card, parity, verify, hints), stands, engines),
             parity_section(parity),
             flips_section(artifacts, card, explanations),

@@ -12,6 +12,7 @@ from pipeline.artifacts.parity_report import (
     Hop,
     ParityReport,
     describe_relative_limit,
+    files_not_judged,
     files_not_run,
 )
 from pipeline.artifacts.paths import CARD, ONNX
@@ -49,6 +50,7 @@ def parity_section(parity: ParityReport) -> Section:
         itself=Table(("verdict", "run", "what was compared"), [_itself(hop) for hop in runs]),
         steps=[step for chain in chains(parity.hops) if (step := step_costs(chain))],
         apart=files_not_run(parity.hops),
+        unjudged=files_not_judged(parity.hops),
     )
 
 

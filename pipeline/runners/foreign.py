@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import RunnerError
+from export.errors import RunnerError, UnfitError
 from export.ort_session import open_session
 from export.tensorrt.sidecar import OUTPUTS, Precision
 from export.wire_format import refuse_external_data
@@ -83,10 +83,12 @@ class ForeignRunner:
         try:
             self._session = open_session(str(self.path), exact=self.precision == "int8")
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
-            raise RunnerError(
-                f"Expected an ONNX model that ONNX Runtime loads. Received: {self.path}: {error}"
+            raise UnfitError(
+                f"Expected an ONNX model that ONNX Runtime loads. Received: {self.path}: {str(error).strip()}. Export "
+                "it again, with operators and an opset that this ONNX Runtime has."
             ) from error
         try:
+            self._check_outputs()
             self._read_input()
             self._choose_output(self._probe())
         except BaseException:
@@ -158,7 +160,7 @@ class ForeignRunner:
         if self._session is None:
             raise RunnerError("Expected an open runner: use it in a with block.")
         number, fed = len(inputs), self.feed(inputs)
-        names = [output.name for output in self._session.get_outputs()]
+        names = [output.name for output in self._session.get_outputs() if output.type in FLOATS]
         try:
             results = self._session.run(names, {self._session.get_inputs()[0].name: fed})
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
@@ -178,7 +180,7 @@ class ForeignRunner:
         inputs = self._session.get_inputs()
         described = listed(f"{one.name}: {one.type} {one.shape}" for one in inputs)
         if len(inputs) != 1 or inputs[0].type not in TYPES or len(inputs[0].shape) != 4:
-            raise RunnerError(
+            raise UnfitError(
                 f"Expected one input of images, uint8, float32 or float16 of four dimensions. Received: {described} in "
                 f"{self.path}. Export the classifier alone."
             )
@@ -194,7 +196,7 @@ class ForeignRunner:
             if all(there in (None, asked) for there, asked in zip(shape, form))
         ]
         if not fits:
-            raise RunnerError(
+            raise UnfitError(
                 f"Expected an input of {height}x{width} images, in NHWC or NCHW. Received: {described} in {self.path}. "
                 "Compare it with the model that it was made from, or export it again."
             )
@@ -210,6 +212,16 @@ class ForeignRunner:
                 failure = error
         raise failure
 
+    def _check_outputs(self) -> None:
+        """Refuse a file without a tensor of floats, such as one whose classes and scores are sequences."""
+        outputs = self._session.get_outputs()
+        if not any(output.type in FLOATS for output in outputs):
+            described = listed(f"{one.name}: {one.type}" for one in outputs)
+            raise UnfitError(
+                f"Expected an output of floats, a value for each class. Received: {described} in {self.path}. Export "
+                "the classifier's scores as a tensor (for scikit-learn's converter: without ZipMap)."
+            )
+
     def _probe(self) -> dict[str, np.ndarray]:
         """Run noise as images, as many as the file takes at once if that is fixed."""
         shape = (self._fixed or _PROBED, *self.size, self.channels)
@@ -220,12 +232,11 @@ class ForeignRunner:
 
     def _choose_output(self, outputs: Mapping[str, np.ndarray]) -> None:
         """Choose the output with a value for each class: of logits and their softmax the logits."""
-        kinds = {one.name: one.type for one in self._session.get_outputs()}
         images = self._fixed or _PROBED
         rows = {
             name: values.reshape(images, -1)
             for name, values in outputs.items()
-            if kinds[name] in FLOATS and values.ndim >= 2 and len(values) == images and values.size
+            if values.ndim >= 2 and len(values) == images and values.size
         }
         fits = {name: row for name, row in rows.items() if row.shape[1] == (self.classes or row.shape[1]) > 1}
         if set(OUTPUTS) <= fits.keys():  # an export of this project, whose best classes may be as many as its classes
@@ -238,7 +249,8 @@ class ForeignRunner:
         if len(fits) != 1:
             shapes = listed(f"{name} {values.shape}" for name, values in outputs.items())
             asked = f"with {self.classes} values for each image" if self.classes else "that can be the classes"
-            raise RunnerError(
+            mixed = any(len(values) != images for values in outputs.values() if values.ndim)
+            raise (RunnerError if mixed else UnfitError)(
                 f"Expected one output {asked}, or logits and their softmax. Received for {count(images, 'image')}: "
                 f"{shapes} from {self.path}. Export it with a free batch size and the classifier's output alone."
             )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.words import count
@@ -19,10 +19,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Compared:
-    """The manifest's record: the number of images, and the first layer of each run whose own error is too large."""
+    """The manifest's record.
+
+    Attributes:
+        images: Number of images.
+        first_below: First layer of each run whose own error is too large.
+        reduced: Folder of the smallest part that fails, of each run that was shrunk.
+    """
 
     images: int
     first_below: Mapping[str, str]
+    reduced: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(inputs: Inputs, settings: Recipe, out: Path) -> Compared:
@@ -36,12 +43,11 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Compared:
     report = compare_files(inputs, settings, out)
     write_json(out / Path(LAYERS).name, report)
     log.info("layers on %s:\n%s", count(report.images, "test image"), layer_table(report))
-    for part in report.reduced:
-        folder = Path(part.files[0]).parent
-        log.info(
-            "the smallest part of %s that fails, %s: %s", part.run, count(part.nodes, "node"), Path("layers") / folder
-        )
-    return Compared(report.images, {run.run: run.first_below for run in report.runs if run.first_below})
+    return Compared(
+        report.images,
+        {run.run: run.first_below for run in report.runs if run.first_below},
+        {part.run: Path(part.files[0]).parent.as_posix() for part in report.reduced},
+    )
 
 
 STAGE = Stage(

@@ -83,7 +83,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
         skipped,
         parity.warnings,
         hops=shorten_hops(parity, results),
-        hints=tuple(map(describe_hint, hints)),
+        hints=tuple(describe_hint(hint, parity) for hint in hints),
     )
     if parity.verdict != INCONCLUSIVE:
         return result

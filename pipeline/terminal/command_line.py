@@ -41,6 +41,19 @@ def pipeline_command(verb: str, *options: str | Path, python: str | None = None)
     return module_command("pipeline", verb, *options, python=python)
 
 
+def general_command(verb: str, *options: str) -> str:
+    """Return a command of any recipe, which `Invocation.complete` makes that of one.
+
+    Args:
+        verb: Verb of ``python -m pipeline``.
+        options: Options without values, such as "--force".
+    """
+    return " ".join(["python -m pipeline", verb, "-c RECIPE", *options])
+
+
+_GENERAL = re.compile(r"python -m pipeline ([a-z]+) -c RECIPE\b((?: --[a-z]+\b)*)")
+
+
 def unpack_command(archive: str | Path) -> str:
     """Return the command that unpacks an archive of `bundle` on a GPU machine, in an environment with TensorRT."""
     unpack = pipeline_command("unpack", Path(archive).name, python=".venv-gpu/bin/python")
@@ -89,6 +102,15 @@ class Invocation:
             more: Further options. Defaults to none.
         """
         return pipeline_command(verb, "-c", self.recipe_path, *more, *self.options, python=python)
+
+    def complete(self, text: str, python: str | None = None) -> str:
+        """Return a text with each `general_command` as the one for this recipe.
+
+        Args:
+            text: Text of code that does not know the command line.
+            python: Python that runs it, quoted. Defaults to None: the present one, for advice on this machine.
+        """
+        return _GENERAL.sub(lambda found: self.command(found[1], python, found[2].split()), text)
 
     @contextmanager
     def completing_errors(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import PRECISIONS, Precision
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, describe_distances
-from pipeline.recipe.schema import Thresholds, VerifyThresholds
+from pipeline.recipe.schema import Thresholds, Verify, VerifyThresholds
 from pipeline.runners.base import Runner
 from pipeline.runners.foreign import OnnxFile
 from pipeline.verification.classifiers import (
@@ -28,6 +28,7 @@ from pipeline.verification.classifiers import (
     open_classifier,
 )
 from pipeline.verification.explain.outputs import explain_outputs
+from pipeline.verification.explain.remedies import AGAIN, OF_OTHERS
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def assert_parity(
 
     Returns:
         The comparison, whose verdict is "pass", or "inconclusive" where the images are too few to tell, which is
-        logged.
+        logged, as is what a pass on few images shows.
 
     Raises:
         ParityError: the candidate misses a threshold; with the numbers and the changed answers.
@@ -86,6 +87,8 @@ def assert_parity(
         raise DataError(f"Expected a precision of {listed(PRECISIONS)}. Received: {precision!r}. Name one of them.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"Expected a batch_size of 1 or more. Received: {batch_size!r}. Correct it.")
+    if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise DataError(f"Expected a size (height, width) in pixels, 1 or more. Received: {size!r}. Correct it.")
     names = name_classifier(reference, "the reference"), name_classifier(candidate, "the candidate")
     source, target = load_classifier(reference), load_classifier(candidate)
     decoded = _decoded(images, size or image_size(source) or image_size(target), resize, calibration)
@@ -119,6 +122,10 @@ def assert_parity(
     hop = _judged(names, precision, every, decoded, labels, before, Answer(after, PASS, extreme=extreme), noise)
     if hop.verdict == FAIL:
         raise ParityError(_failure(hop, decoded.names, before, after))
+    share: Thresholds = getattr(every, precision)
+    if hop.verdict == PASS and share.top1_agreement is not None and hop.images < Verify().min_images:
+        images = count(hop.images, "image")
+        log.warning("%s against %s: pass on %s, which shows little: %s", *names[::-1], images, hop.certainty)
     if hop.verdict == INCONCLUSIVE:
         log.warning("%s against %s: %s", hop.candidate, hop.reference, hop.why)
     return hop
@@ -140,6 +147,7 @@ def _decoded(
 ) -> NamedImages:
     """Return the images with names, none of which calibrated."""
     from pipeline.data.decode import DecodeSpec
+    from pipeline.data.resize import Resize as Modes
     from pipeline.verification.named_images import (
         NamedImages,
         hash_folder,
@@ -148,6 +156,8 @@ def _decoded(
         refuse_shared_images,
     )
 
+    if resize not in get_args(Modes):
+        raise DataError(f"Expected resize as {listed(get_args(Modes))}. Received: {resize!r}. Name one of them.")
     _refuse_other_kinds(images, "images")
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or not len(images):
@@ -225,7 +235,8 @@ def _failure(hop: Hop, names: Sequence[str], before: np.ndarray, after: np.ndarr
         changed = [f"{name}: {new} instead of {old}" for name, old, new in rows if old != new]
         answers = f" {len(changed):,} of {count(len(names), 'answer')} changed"
         answers += f": {listed(changed, separator='; ')}." if changed else "."
-    causes = [f"{one.text} {one.remedy}" for one in explain_outputs(before, after, None, hop.precision, ())]
+    found = explain_outputs(before, after, None, hop.precision, ())
+    causes = [f"{one.text} {one.remedy.replace(AGAIN, OF_OTHERS)}" for one in found]
     advice = causes or [
         "See that both get the same preprocessing, then compare the files before and after each step of the conversion."
     ]

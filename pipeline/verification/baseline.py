@@ -16,7 +16,7 @@ A result counts with 95 % confidence. Standard library only, Python 3.10 syntax.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal
@@ -24,7 +24,16 @@ from typing import Final, Literal
 from export.errors import DataError
 from export.metrics.confidence import CONFIDENCE, mcnemar
 from export.words import aligned, count, percent
-from pipeline.artifacts.parity_report import FAIL, FROM_KERAS, MOST_CHANGED, NOT_RUN, Hop, ImageNoise, ParityReport
+from pipeline.artifacts.parity_report import (
+    FAIL,
+    FROM_KERAS,
+    MOST_CHANGED,
+    NOT_RUN,
+    STEP,
+    Hop,
+    ImageNoise,
+    ParityReport,
+)
 from pipeline.artifacts.paths import KERAS
 
 WORSE: Final = "worse"
@@ -72,7 +81,8 @@ def changes_since(old: ParityReport, new: ParityReport) -> list[Change]:
             continue
         other = now.get(key)
         if other is None or other.verdict == NOT_RUN:
-            why = "there is no such comparison now" if other is None else f"not run: {other.why}"
+            what = "not judged" if other is not None and other.lacks_reference else "not run"
+            why = "there is no such comparison now" if other is None else f"{what}: {other.why}"
             changes.append(Change(GONE, hop.run_name, hop.reference, why=why))
         else:
             changes += _changes(hop, other)
@@ -81,7 +91,20 @@ def changes_since(old: ParityReport, new: ParityReport) -> list[Change]:
         for key, hop in now.items()
         if hop.verdict != NOT_RUN and (key not in before or before[key].verdict == NOT_RUN)
     ]
-    return changes
+    return _without_repetitions(changes, {*old.hops, *new.hops})
+
+
+def _without_repetitions(changes: Sequence[Change], hops: Collection[Hop]) -> list[Change]:
+    """Leave out what changed of a step where either of its files changed likewise against Keras, which tells it."""
+    whole = {(hop.reference, hop.run_name) for hop in hops if hop.kind == FROM_KERAS}
+    steps = {(hop.reference, hop.run_name) for hop in hops if hop.kind == STEP}
+    told = {(change.what, change.run) for change in changes if (change.reference, change.run) in whole}
+    return [
+        change
+        for change in changes
+        if (change.reference, change.run) not in steps
+        or not {(change.what, change.run), (change.what, change.reference)} & told
+    ]
 
 
 def changes_table(changes: Sequence[Change]) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from export.errors import DeviceUnavailableError, ProjectError
+from export.errors import DeviceUnavailableError, ProjectError, UnfitError
 from export.metrics.distances import FloatNoise
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
@@ -43,9 +43,11 @@ def evaluate(
 
     Returns:
         Answer: logits, probabilities, findings on the run itself; or why there are none: no such device, or an error.
+
+    Raises:
+        UnfitError: it is no classifier that could be judged.
     """
     if candidate.why_not:
-        log.error("%s", candidate.why_not)
         return Answer(None, FAIL, candidate.why_not)
     try:
         with candidate.open() as runner:
@@ -72,6 +74,8 @@ def evaluate(
             return Answer(rows, PASS, "", top, np.concatenate(probabilities), tuple(checks), extreme, rounded)
     except DeviceUnavailableError as error:
         return Answer(None, NOT_RUN, f"built, not run here: {error.reason}")
+    except UnfitError:
+        raise
     except ProjectError as error:
         log.error("%s failed: %s", candidate.run_name, error)
         return Answer(None, FAIL, str(error))

@@ -83,7 +83,8 @@ def _add(suite: ElementTree.Element, hop: Hop, hints: Sequence[Hint]) -> None:
         failure.text = _text("\n".join([hop.why, *filter(None, lines)]))
         return
     if hop.verdict in (INCONCLUSIVE, NOT_RUN):
-        message = hop.why if hop.verdict == INCONCLUSIVE else f"not run: {hop.why or 'no reason is known'}"
+        what = "not judged" if hop.lacks_reference else "not run"
+        message = hop.why if hop.verdict == INCONCLUSIVE else f"{what}: {hop.why or 'no reason is known'}"
         ElementTree.SubElement(case, "skipped", {"message": _text(message)})
     if text := "\n".join(filter(None, [hop.certainty, _numbers(hop), hop.note])):
         ElementTree.SubElement(case, "system-out").text = _text(text)

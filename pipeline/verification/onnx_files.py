@@ -23,6 +23,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.foreign import ForeignRunner, log_softmax, read_onnx_file
 from pipeline.runners.keras import load_logits_model
+from pipeline.terminal.command_line import general_command
 from pipeline.terminal.console import progress_bar
 from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     import onnx
 
 UNKNOWN_REMEDY = (
-    "Compare the layers: run this command with --layers. Or export the model by this recipe (python -m pipeline "
-    "export), which is checked against Keras, and look at where the graphs differ."
+    "Compare the layers: run this command with --layers. Or export the model by this recipe "
+    f"({general_command('export')}), which is checked against Keras, and look at where the graphs differ."
 )
 
 
@@ -90,7 +91,8 @@ def compare_onnx_files(
         layers: whether each file's layers are compared too. Defaults to False.
 
     Raises:
-        ProjectError: a file is no ONNX file, or Keras gives no finite logits.
+        ProjectError: a file is no ONNX file, or no classifier of these images and classes (`UnfitError`), or Keras
+            gives no finite logits.
     """
     precisions = {file: precision or read_onnx_file(file).precision for file in dict.fromkeys(files)}
     logits, noise = run_keras(keras_model, card, settings, images.pixels)
@@ -152,8 +154,8 @@ def _compare(
     answers = {candidate.run_name: answer}
     report = judge([candidate], answers, reference, settings.verify.thresholds)
     read = partial(_read, runner=foreign, preprocessing=card.preprocessing)
-    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=read)
-    hints = tuple(map(_with_export, explain(culprits(report.hops), case)))
+    case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=read, own=False)
+    hints = tuple(map(_for_others, explain(culprits(report.hops), case)))
     compared = _compare_layers(case, file, precision, settings) if layers and answer.logits is not None else None
     return Compared(candidate, answer, reference, report, hints, compared)
 
@@ -180,9 +182,9 @@ def _compare_layers(case: Case, file: Path, precision: Precision, settings: Reci
     return compare_file(KerasLayers(case.model, case.card.preprocessing), subject, pixels, None)[0]
 
 
-def _with_export(hint: Hint) -> Hint:
-    """Advise what shows a file of another tool where no cause was found."""
-    return replace(hint, remedy=UNKNOWN_REMEDY) if hint.cause == "unknown" and not hint.layer else hint
+def _for_others(hint: Hint) -> Hint:
+    """Advise nothing that works on the recipe's own files alone."""
+    return replace(hint, remedy=UNKNOWN_REMEDY) if hint.cause == "unknown" else hint
 
 
 def _load_with_logarithms(load: Callable[[], keras.Model]) -> keras.Model:

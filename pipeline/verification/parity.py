@@ -169,16 +169,19 @@ def judge(
     _check_labels(reference)
     by_name = {candidate.run_name: candidate for candidate in candidates}
     hops: list[Hop] = []
+    from_keras: dict[str, Verdict] = {}
     for candidate in candidates:
         answer = answers[candidate.run_name]
         limits: Thresholds = getattr(thresholds, candidate.precision)
         hop = _empty_hop(FROM_KERAS, reference.name, candidate, len(labels))
-        hops.append(_judged(hop, Answer(reference.logits, PASS), answer, reference, limits))
+        hops.append(end_to_end := _judged(hop, Answer(reference.logits, PASS), answer, reference, limits))
+        from_keras[candidate.run_name] = end_to_end.verdict
         if candidate.step_from is not None:
             hop = _empty_hop(STEP, candidate.step_from, candidate, len(labels))
             source = by_name[candidate.step_from]
             only_rounds = candidate.precision == source.precision == "int8" and candidate.backend != source.backend
-            hops.append(_judged(hop, answers[source.run_name], answer, reference, limits, only_rounds=only_rounds))
+            step = _judged(hop, answers[source.run_name], answer, reference, limits, only_rounds=only_rounds)
+            hops.append(_of_source(step, from_keras[source.run_name], end_to_end.verdict))
         if answer.top is not None:
             hop = _empty_hop(TOP_K, "its own probabilities", candidate, len(labels))
             hops.append(_concluded(hop, [answer.top]))
@@ -301,6 +304,20 @@ def _judged(
     if hop.kind == FROM_KERAS and answer.probabilities is not None:
         findings.append(check_probabilities(answer.logits, answer.probabilities, hop.precision))
     return _concluded(hop, findings)
+
+
+def _of_source(step: Hop, source: Verdict, candidate: Verdict) -> Hop:
+    """Return a step without a verdict where it shows the fault of its source alone; its distances stay.
+
+    Args:
+        step: the hop.
+        source: verdict against Keras on the file that the candidate was made from.
+        candidate: the same on the candidate.
+    """
+    if step.verdict not in (FAIL, INCONCLUSIVE) or source != FAIL or candidate not in (PASS, INCONCLUSIVE):
+        return step
+    why = f"{step.reference} itself fails against Keras, and this file does not: their difference is no fault of it"
+    return replace(step, verdict=NOT_RUN, why=why, images_to_decide=None)
 
 
 def _concluded(hop: Hop, findings: Sequence[Finding]) -> Hop:

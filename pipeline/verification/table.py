@@ -16,9 +16,11 @@ from pipeline.artifacts.parity_report import (
     Hop,
     ParityReport,
     describe_relative_limit,
+    files_not_judged,
     files_not_run,
 )
 from pipeline.artifacts.results import VerifiedHop
+from pipeline.verification.engine_files import REMEDY
 
 # What a terminal of 80 columns cuts off or wraps is last, and reasons are notes below.
 HEADER = ("verdict", "reference -> candidate", "SQNR dB", "answers changed", "accuracy", "max rel", "KL")
@@ -48,13 +50,16 @@ def parity_table(parity: ParityReport, results: ImageResults | None = None, hint
     ]
     lines = aligned([HEADER, *rows])
     lines += [f"  [{number}] {note}" for number, note in enumerate(notes, 1)]
+    apart = {"not run": files_not_run(parity.hops), "not judged": files_not_judged(parity.hops)}
     lines += [
-        f"  not run: {', '.join(names)}: {why or 'no reason is known'}"
-        for why, names in files_not_run(parity.hops).items()
+        f"  {what}: {', '.join(names)}: {why or 'no reason is known'}"
+        for what, files in apart.items()
+        for why, names in files.items()
     ]
     permitted = describe_relative_limit(parity.hops)
     lines += [f"  {permitted}"] if permitted else []
-    return "\n".join([*lines, f"  verdict: {parity.verdict}", *(f"  {describe_hint(hint)}" for hint in hints)])
+    said = [f"  {describe_hint(hint, parity)}" for hint in hints]
+    return "\n".join([*lines, f"  verdict: {parity.verdict}", *said])
 
 
 def name_hop(hop: Hop) -> str:
@@ -64,10 +69,12 @@ def name_hop(hop: Hop) -> str:
     return f"{hop.reference} -> {hop.run_name}" if hop.kind == STEP else f"{hop.run_name}, {hop.reference}"
 
 
-def describe_hint(hint: Hint) -> str:
-    """Return a hint as one line: where, what, the numbers, what to do."""
+def describe_hint(hint: Hint, parity: ParityReport) -> str:
+    """Return a hint as one line: where, what, the numbers unless they are the reason of the verdict, what to do."""
+    told = any(sentence(_reason(hop)) == sentence(hint.evidence) for hop in parity.hops if hop.run_name == hint.run)
+    evidence = "" if told else hint.evidence
     where = f"{hint.reference} -> {hint.run}" + (f", layer {hint.layer}" if hint.layer else "")
-    return " ".join(filter(None, [f"{where}:", *map(sentence, (hint.text, hint.evidence, hint.remedy))]))
+    return " ".join(filter(None, [f"{where}:", *map(sentence, (hint.text, evidence, hint.remedy))]))
 
 
 def near_ties_of(hop: Hop, results: ImageResults | None) -> int | None:
@@ -106,10 +113,15 @@ def _sqnr_text(hop: Hop) -> str:
     return f"{hop.sqnr_db:.1f}" if hop.sqnr_db is not None else "equal" if hop.equal else "NaN or inf"
 
 
+def _reason(hop: Hop) -> str:
+    """Return why a hop has its verdict, without the advice on an engine, which is that of its hint."""
+    return hop.why.removesuffix(REMEDY).rstrip()
+
+
 def _verdict_text(hop: Hop, notes: list[str]) -> str:
     """Format the verdict with the number of its reason among the notes, to which a new one is added."""
     # What a consistent run shows is a list of all that was tried.
-    why = hop.why if hop.verdict != PASS else "" if hop.kind == CONSISTENCY else hop.certainty
+    why = _reason(hop) if hop.verdict != PASS else "" if hop.kind == CONSISTENCY else hop.certainty
     if not why:
         return hop.verdict
     if why not in notes:

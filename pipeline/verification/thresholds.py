@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from export.metrics.confidence import images_to_decide, images_to_decide_drop, wilson_interval
 from export.metrics.distances import AUTO, FLOOR, Comparison, FloatNoise
-from export.words import count
+from export.words import count, percent
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Verdict
 from pipeline.recipe.schema import Thresholds
 
@@ -83,32 +83,36 @@ def _agreement(comparison: Comparison, limit: float, near_ties: int | None) -> F
         # Rounded down, so that the sentence never says more than the interval.
         return Finding(PASS, f"at least {math.floor(1000 * low) / 10:.1f} % agreement{besides} with 95 % confidence")
     measured = _measured(f"top-1 agreement{besides}", share, (low, high), comparison.images, limit)
-    return _missed(f"{measured}, {_decimals(limit, 1.0)} required", high < limit, images_to_decide(share, limit))
+    return _missed(f"{measured}, {_limit(limit)} required", high < limit, images_to_decide(share, limit))
 
 
 def _drop(comparison: Comparison, limit: float) -> Finding:
     drop, interval, changed = comparison.accuracy_drop, comparison.accuracy_drop_interval, comparison.mcnemar
     if drop is None or interval is None or changed is None:
         text = "no test image has a label, so that the accuracy drop cannot be measured"
-        return Finding(FAIL, f"{text}; at most {limit:.4f} allowed: give labels, or set accuracy_drop to null")
+        return Finding(FAIL, f"{text}; at most {_limit(limit)} allowed: give labels, or set accuracy_drop to null")
     if drop <= limit:
         most = math.ceil(1000 * max(interval[1], 0.0)) / 10
         return Finding(PASS, f"at most {most:.1f} points of accuracy lost with 95 % confidence")
     measured = _measured("accuracy drop", drop, interval, comparison.labelled, limit)
     rates = changed.losses / comparison.labelled, changed.gains / comparison.labelled
     enough = images_to_decide_drop(*rates, limit)
-    return _missed(f"{measured}, at most {_decimals(limit, 1.0)} allowed", interval[0] > limit, enough)
+    return _missed(f"{measured}, at most {_limit(limit)} allowed", interval[0] > limit, enough)
 
 
 def _measured(name: str, value: float, interval: tuple[float, float], images: int, limit: float) -> str:
-    share, low, high = (_decimals(one, limit) for one in (value, *interval))
-    return f"{name} {share} (95 %: {low} to {high}) of {count(images, 'image')}"
+    shown, low, high = (_share(share, limit) for share in (value, *interval))
+    return f"{name} {shown} (95 %: {low} to {high}) of {count(images, 'image')}"
 
 
-def _decimals(share: float, limit: float) -> str:
-    """Return a share with four decimals, or with so many that it reads neither as 1 nor as the limit if it is not."""
-    digits = next((n for n in range(4, 17) if round(share, n) not in {1.0, round(limit, n)} - {share}), 4)
-    return f"{share:.{digits}f}"
+def _share(share: float, limit: float) -> str:
+    """Return a share in percent with as many digits as tell it from the limit, and never all where it is not."""
+    digits = next((some for some in range(2, 9) if share == limit or percent(share, some) != percent(limit, some)), 9)
+    return percent(share, digits).replace("%", " %")
+
+
+def _limit(limit: float) -> str:
+    return f"{100 * limit:.7g} %"
 
 
 def _missed(why: str, excluded: bool, images: int | None) -> Finding:

@@ -23,6 +23,7 @@ from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_w
 from pipeline.verification.explain.inputs import explain_inputs
 from pipeline.verification.explain.misfits import explain_misfits
 from pipeline.verification.explain.outputs import explain_outputs
+from pipeline.verification.explain.remedies import AGAIN, COMPARE_LAYERS, make_again
 
 if TYPE_CHECKING:
     import keras
@@ -58,8 +59,9 @@ def explain(hops: Sequence[Hop], case: Case) -> tuple[Hint, ...]:
             log.debug("why:", exc_info=True)
             found = [_unknown(hop).changed(text=f"The search for the cause ended in an error: {error!s:.300}")]
         ranked = sorted(found, key=lambda explanation: not explanation.layer)
+        again = make_again(hop.candidate, hop.precision, case.own)
         hints += [
-            Hint(hop.run_name, hop.reference, e.cause, e.text, e.evidence, e.remedy, e.layer)
+            Hint(hop.run_name, hop.reference, e.cause, e.text, e.evidence, e.remedy.replace(AGAIN, again), e.layer)
             for e in ranked[:MOST_HINTS]
         ]
     return tuple(hints)
@@ -241,5 +243,5 @@ def _unknown(hop: Hop) -> Explanation:
         "unknown",
         "None of the causes that were tried explains the difference.",
         hop.why,
-        "Compare the layers: python -m pipeline verify --layers.",
+        COMPARE_LAYERS,
     )

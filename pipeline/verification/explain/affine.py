@@ -7,12 +7,13 @@ import numpy as np
 from export.words import listed
 from pipeline.verification.explain.fit import Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.part import Part, outputs_in_words, weights_of
+from pipeline.verification.explain.remedies import AGAIN
 
 EQUAL = {"fp32": 2e-3, "fp16": 5e-3, "int8": 0.03}  # relative difference of two factors that is rounding
 LIKELY_EPSILON = (1e-8, 1.0)
 _SMALLEST = 1e-3  # a channel whose values spread less than this share of the largest says nothing
 _GONE = 1e-3  # a channel that is nearly zero has lost its weights
-_EXPORT = "Export the model again; if the file is edited after the export, look at what changes this layer's weights."
+_EXPORT = f"{AGAIN}; if the file is edited after that, look at what changes this layer's weights."
 
 
 def explain_factors(part: Part) -> Explanation | None:
@@ -66,8 +67,7 @@ def _scaled(part: Part, factor: float, fit: float) -> Explanation:
         "of it are off by that factor.",
         f"Fed with Keras' values, its output differs from Keras' by {difference_in_words(part.error_db)}; divided by "
         f"{factor:.4g}, by {difference_in_words(fit)}.",
-        "Run quantize again with --force; if another tool made the file, look at the scales of this layer."
-        if part.precision == "int8" else _EXPORT,
+        f"{AGAIN}, and look at the scales of this layer." if part.precision == "int8" else _EXPORT,
         part.weighted_layer,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from pipeline.artifacts.diagnosis import Cause
 from pipeline.verification.explain.batches import nodes_over_batch
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part, with_tensor
+from pipeline.verification.explain.remedies import AGAIN
 
 EPSILONS = (1e-3, 1e-5, 1.001e-5, 1e-4, 1e-6, 1e-2, 2e-5)  # of common BatchNorms
 _PADDED = ("Conv", "MaxPool", "AveragePool")
@@ -23,7 +24,7 @@ _MODES = ("nearest", "linear", "cubic")
 _COORDINATES = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
 _ROUNDING = ("floor", "round_prefer_floor", "ceil", "round_prefer_ceil")
 _PAD_MODES = ("constant", "reflect", "edge")
-_EXPORT = "Export the model again with this project, or with another version of the exporter that made the file."
+_EXPORT = f"{AGAIN}; if another tool made it, another version of that tool may do it right."
 
 
 @dataclass(frozen=True, eq=False)

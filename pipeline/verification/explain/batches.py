@@ -127,7 +127,7 @@ def explain_batches(
         if fit_db(over_batch, runs.probabilities) >= NEAR["fp16"] > fit_db(softmax(runs.together), runs.probabilities):
             return [
                 Explanation(
-                    "softmax twice",
+                    "activation",
                     "The softmax runs over the images of a batch instead of over the classes, so the probabilities of "
                     "an image do not sum to 1.",
                     "The probabilities are those of a softmax over the first dimension, up to "

@@ -42,6 +42,7 @@ class Case:
             factor. Defaults to none.
         read: Reads an ONNX file of another tool as one that takes pixels and gives logits. Defaults to None: the files
             are so.
+        own: Whether this project made the files. Defaults to True.
     """
 
     candidates: Sequence[Candidate]
@@ -53,6 +54,7 @@ class Case:
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
     read: Callable[[Path], onnx.ModelProto] | None = None
     _graphs: dict[Path, onnx.ModelProto] = field(default_factory=dict, init=False, repr=False)
+    own: bool = True
 
     @cached_property
     def model(self) -> Any | None:

@@ -9,6 +9,7 @@ from export.onnx_passes.graph import consumers
 from export.onnx_passes.layer_names import keras_layer
 from export.words import count
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
+from pipeline.verification.explain.remedies import AGAIN
 from pipeline.verification.explain.twin import float_tensors, run
 from pipeline.verification.overflow import Extreme
 
@@ -88,7 +89,7 @@ def explain_weights_beyond(model: ModelProto) -> list[Explanation]:
             f"Weights of layer {layer!r} are not finite in the file"
             + (": they are too large for FP16, whose largest number is 65,504." if half else "."),
             f"{broken:,} of {count(values.size, 'value')} of {tensor.name!r} are NaN or infinite.",
-            _KEEP if half else "Export the model again; if Keras' own weights are finite, the file is damaged.",
+            _KEEP if half else f"{AGAIN}; if Keras' own weights are finite, the file is damaged.",
             layer,
         )
         return [found]

@@ -18,7 +18,8 @@ from pipeline.verification.explain.attributes import explain_attributes, only_at
 from pipeline.verification.explain.fit import Explanation, difference_in_words, evidence_of, explains, fit_db
 from pipeline.verification.explain.inputs import BY_CARD, hypotheses
 from pipeline.verification.explain.part import AGREES, Part, make_part, narrowed
-from pipeline.verification.explain.quantized import FAR
+from pipeline.verification.explain.quantized import CALIBRATE, FAR
+from pipeline.verification.explain.remedies import CUT_OUT
 from pipeline.verification.explain.twin import quantized_tensors, without_rounding
 from pipeline.verification.explain.twin import run as run_model
 from pipeline.verification.explain.weights import explain_weights
@@ -133,7 +134,7 @@ def _of_rounding(part: Part, row: LayerRow, run: LayerRun) -> Explanation | None
                 f"{part.layer.name!r} reads what is left.",
                 f"Keras' values reach {largest:.4g} there, the scale ends at {pair.largest:.4g}; {share:.2%} of the "
                 "values are cut off.",
-                "Calibrate again: run quantize with --force; with quantize.method=minmax nothing is cut off.",
+                f"{CALIBRATE} With quantize.method=minmax nothing is cut off.",
                 source,
             )
     return _unknown(part, row, run).changed(
@@ -151,7 +152,7 @@ def _unknown(part: Part, row: LayerRow, run: LayerRun) -> Explanation:
         "though it is fed with Keras' values. No known cause explains it.",
         f"Its own SQNR is {own}, where {run.threshold_db:.0f} dB are usual at least: its output differs from Keras' by "
         f"{difference_in_words(part.error_db)}.",
-        "Compare this layer's settings and weights in both models; cut it out with verify --reduce.",
+        f"Compare this layer's settings and weights in both models; {CUT_OUT}.",
         part.layer.name,
         settles=False,
     )

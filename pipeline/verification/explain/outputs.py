@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from export.words import count, listed
+from pipeline.artifacts.diagnosis import Cause
 from pipeline.runners.base import softmax
 from pipeline.verification.explain.fit import NEAR, Explanation, evidence_of, explains, fit_db
+from pipeline.verification.explain.remedies import AGAIN
 
 FEWEST = 3  # images: with fewer, a factor and an offset, or an order of classes, fit by chance
 _MOST_ENTRIES = 4_000_000  # of a matrix of classes by classes, 32 MB in float64
@@ -66,9 +68,10 @@ def _activation(expected: np.ndarray, received: np.ndarray, precision: str, with
     fit, name, what = max((fit_db(values, received), name, what) for name, what, values in hypotheses)
     if not explains(precision, fit, without):
         return None
-    again = " A softmax over probabilities is nearly equal for all classes." if "softmax" in name else ""
+    softmaxes = name.endswith((" softmax", " softmaxes"))
+    again = " A softmax over probabilities is nearly equal for all classes." if softmaxes else ""
     return Explanation(
-        "softmax twice",
+        "softmax twice" if softmaxes else "activation",
         f"The file's logits {what}, so an activation is applied once too often.{again}",
         evidence_of(f"{name} applied to them", fit, without),
         "Export the model without its last activation; for a model of your own, say what it returns with "
@@ -103,7 +106,7 @@ def _repeated(expected: np.ndarray, received: np.ndarray, precision: str, withou
         f"{int(same.sum()):,} of {count(rows, 'row')} of logits repeat the row before, up to {length:,} in a row; "
         f"taken as the answers to the {which} image of each, they fit with {fit:.1f} dB, else with {without:.1f} dB.",
         "Look at how the batch reaches the model: the input shape that was set, the size of what was copied, and "
-        "whether the graph has a Slice or Expand over the batch. Build the engine again with build --force.",
+        f"whether the graph has a Slice or Expand over the batch. {AGAIN}.",
     )
 
 
@@ -228,15 +231,16 @@ def _probabilities(received: np.ndarray, probabilities: np.ndarray) -> Explanati
     own = softmax(received)
     if probabilities.shape != own.shape or fit_db(own, probabilities) >= NEAR["fp16"]:
         return None
-    hypotheses = (
-        ("a second softmax", "went through a softmax twice", softmax(own)),
-        ("no softmax", "are the logits: the softmax is missing", received),
-        ("a sigmoid", "went through a sigmoid instead of a softmax", 0.5 * (1 + np.tanh(received / 2))),
+    sigmoid = 0.5 * (1 + np.tanh(received / 2))
+    hypotheses: tuple[tuple[Cause, str, str, np.ndarray], ...] = (
+        ("softmax twice", "a second softmax", "went through a softmax twice", softmax(own)),
+        ("activation", "no softmax", "are the logits: the softmax is missing", received),
+        ("activation", "a sigmoid", "went through a sigmoid instead of a softmax", sigmoid),
     )
-    for name, what, values in hypotheses:
+    for cause, name, what, values in hypotheses:
         if fit_db(values, probabilities) >= NEAR["fp16"]:
             return Explanation(
-                "softmax twice",
+                cause,
                 f"The logits are right, but the file's probabilities {what}.",
                 evidence_of(name, fit_db(values, probabilities), fit_db(own, probabilities)).replace(
                     "Keras' logits and the file's", "the probabilities and those of the file"

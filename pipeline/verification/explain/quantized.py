@@ -20,6 +20,7 @@ from export.preprocessing import PreprocessingSpec
 from export.words import count
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.inputs import hypotheses
+from pipeline.verification.explain.remedies import AGAIN
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors, run, without_rounding
 
 IMAGES = 8  # that ranges are taken from
@@ -31,7 +32,7 @@ UNEQUAL = 0.01  # relative difference of two scales that is no rounding
 SPREAD = 0.6
 FAR = 1.25  # largest value over the end of a scale that is no chance of a few images
 COARSE = 0.2  # of a scale's range in use, below which the scales of a whole file are far too large
-_AGAIN = "Calibrate again: run quantize with --force, with images like those that the model will see."
+CALIBRATE = f"Calibrate again, with images like those that the model will see. {AGAIN}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ def _unequal(
         f"{wrong[0].node!r} has the scale {wrong[0].scale:.4g}, the DequantizeLinear behind it {wrong[0].back:.4g}. "
         f"With equal scales the logits differ from Keras' by {difference_in_words(right)}, as they are by "
         f"{difference_in_words(without)}.",
-        "Run quantize again; if another tool made the file, see that both nodes of a pair share one scale.",
+        f"{AGAIN}, and see that both nodes of a pair share one scale.",
         layer,
         settles=right >= NEAR["int8"],
     )
@@ -158,7 +159,7 @@ def _one_scale(item: _Range, without: float, alone: float) -> Explanation:
             f"The INT8 scale behind layer {layer!r} is too small: larger values are cut off (saturation).",
             f"Its values reach {item.largest:.4g}, the scale ends at {item.pair.largest:.4g}; {item.saturated:.2%} of "
             f"the values are cut off. {repair}",
-            f"{_AGAIN} With quantize.method=minmax nothing is cut off.",
+            f"{CALIBRATE} With quantize.method=minmax nothing is cut off.",
             layer,
         )
     return Explanation(
@@ -166,7 +167,7 @@ def _one_scale(item: _Range, without: float, alone: float) -> Explanation:
         f"The INT8 scale behind layer {layer!r} is too large, so that few of the 255 steps are used.",
         f"Its values reach {item.largest:.4g}, the scale ends at {item.pair.largest:.4g}, so {item.used:.1%} of the "
         f"range is used. {repair}",
-        f"{_AGAIN} With quantize.method=auto single outliers do not set a scale.",
+        f"{CALIBRATE} With quantize.method=auto single outliers do not set a scale.",
         layer,
     )
 
@@ -188,7 +189,7 @@ def _many_scales(ranges: list[_Range], without: float, repaired: float) -> Expla
             f"{count(len(cut_off), 'scale')} of {len(ranges)} {'ends' if len(cut_off) == 1 else 'end'} far below the "
             f"largest value, most harmful behind {keras_layer(worst.pair.node)!r}, where {worst.saturated:.2%} of the "
             f"values are cut off. {repair}",
-            _AGAIN,
+            CALIBRATE,
         )
     if used < COARSE:
         return Explanation(
@@ -196,7 +197,7 @@ def _many_scales(ranges: list[_Range], without: float, repaired: float) -> Expla
             "The INT8 scales are far larger than the test images need, so that few of the 255 steps are used: some "
             "values of the calibration images were far larger, or they were prepared otherwise.",
             f"Half of the {len(ranges)} scales are used to {used:.1%} or less. {repair}",
-            f"{_AGAIN} With quantize.method=auto single outliers do not set a scale.",
+            f"{CALIBRATE} With quantize.method=auto single outliers do not set a scale.",
         )
     return None
 
@@ -234,7 +235,7 @@ def _wrong_images(
         f"{2**best:.2f}; with the preprocessing of the card they miss them by {2**as_is:.1f}. With scales from "
         f"{IMAGES} test images, the logits differ from Keras' by {difference_in_words(repaired)} ({repaired:.1f} dB), "
         f"as they are by {difference_in_words(without)} ({without:.1f} dB).",
-        "Calibrate again with the preprocessing of the card, as the quantize stage does: run quantize with --force.",
+        f"Calibrate again with the preprocessing of the card, as the quantize stage does. {AGAIN}.",
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from export.words import count, listed
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part, outputs_in_words, weights_of, with_tensor
+from pipeline.verification.explain.remedies import AGAIN
 
 CLOSE = {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2}  # of the largest weight: a difference that is rounding
 LEAST = 4  # zeros at the end of a weight that are a cut, not values
-_EXPORT = "Export the model again, and see that the file was copied as a whole: compare its sha256."
+_EXPORT = f"{AGAIN}, and see that the file was copied as a whole: compare its sha256."
 
 
 def explain_weights(part: Part) -> Explanation | None:

@@ -11,10 +11,11 @@ from export.onnx_passes.graph import copy_model
 from export.words import listed
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part
+from pipeline.verification.explain.remedies import AGAIN
 from pipeline.verification.layers.keras_layers import INPUT
 
 _ORDERED = ("Concat", "Sub", "Div")  # operators whose result depends on the order of their inputs
-_EXPORT = "Export the model again; if the graph is edited after the export, look at what connects these layers."
+_EXPORT = f"{AGAIN}; if the graph is edited after that, look at what connects these layers."
 
 
 def explain_wiring(part: Part) -> Explanation | None:

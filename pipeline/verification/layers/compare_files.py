@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 _MAPPED_ON = 2  # images by whose values tensors are found
 LOOKED_AT = ("pixels", "logits")  # of the first test images
-_WORST = 10  # rows of the table of a run
+_WORST = 10  # rows of the table of a run with a layer below the threshold
+_WORST_OF_GOOD = 3  # of another run
+_LITTLE = 0.01  # of FP16's range, of which a layer usually uses next to nothing
 NOTES: dict[Precision, str] = {
     "fp32": "",
     "fp16": "a CPU computes each FP16 operator in FP32 and rounds its result",
@@ -144,8 +146,9 @@ def run_tables(runs: Sequence[LayerRun]) -> list[str]:
         if not run.rows:
             parts.append(f"{run.run}: {run.note if run.note.startswith('not run') else f'not compared: {run.note}'}")
             continue
-        worst = sorted(run.rows, key=_own_db)[:_WORST]
-        cells = [("layer", "own dB", "total dB", "cosine", "cut off", "range used"), *map(_cells, worst)]
+        worst = sorted(run.rows, key=_own_db)[: _WORST if run.first_below else _WORST_OF_GOOD]
+        head_row = ("layer", "own dB", "total dB", "cosine", "cut off", "range used")
+        cells = [head_row, *(_cells(row, run.precision) for row in worst)]
         below = (
             f"first layer below {run.threshold_db:g} dB of its own: {run.first_below}"
             if run.first_below
@@ -163,14 +166,15 @@ def _own_db(row: LayerRow) -> float:
     return math.inf if row.own_finite else -math.inf
 
 
-def _cells(row: LayerRow) -> tuple[str, ...]:
+def _cells(row: LayerRow, precision: Precision) -> tuple[str, ...]:
+    says_nothing = row.range_used is None or (precision == "fp16" and row.range_used < _LITTLE)
     return (
         row.layer,
         _db_text(row.own_sqnr_db, row.own_finite),
         _db_text(row.sqnr_db, row.finite),
         "" if row.cosine is None else f"{row.cosine:.5f}",
         "" if row.saturated is None else f"{100 * row.saturated:.2f} %",
-        "" if row.range_used is None else f"{100 * row.range_used:.1f} %",
+        "" if says_nothing else f"{100 * (row.range_used or 0.0):.1f} %",
     )
 
 

@@ -110,6 +110,18 @@ def test_a_second_softmax_in_their_file_is_named(
     assert hint["cause"] == "softmax twice"
 
 
+def test_a_file_that_is_no_such_classifier_is_bad_input_and_no_failed_verdict(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(str(theirs(finished_chain.root / ONNX["fp32"], tmp_path / "theirs.onnx")))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["n"]))
+    onnx.save(model, str(tmp_path / "two.onnx"))
+    assert finished_chain.run("verify", "--onnx", str(tmp_path / "two.onnx"), "--json") == 2
+    captured = capsys.readouterr()
+    assert "Expected one input of images" in json.loads(captured.out.splitlines()[-1])["error"]
+    assert "verdict" not in captured.err
+
+
 def test_a_minimum_that_was_raised_refuses_the_images_that_are_there(
     finished_chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +159,11 @@ def test_junit_and_baseline_work_where_the_verdict_is_up_to_date(
     earlier.write_text(json.dumps(report))
     assert finished_chain.run("verify", "--baseline", str(earlier)) == 2
     assert "baseline on the same test images" in capsys.readouterr().err
+    earlier.write_text("{}")
+    assert finished_chain.run("verify", "--baseline", str(earlier)) == 2
+    said = capsys.readouterr().err
+    assert "Name the verify/parity.json of an earlier release" in said
+    assert "verify stage again" not in said
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.reporting.hints import TITLE
+from pipeline.verification.explain.remedies import COMPARE_LAYERS
 from tests.pipeline.report_artifacts import ONNX, Artifacts, hop
 from tests.pipeline.report_page import Page
 
@@ -46,6 +47,14 @@ def test_a_hint_is_the_first_section_with_all_that_it_says(failed: Artifacts) ->
     assert second.text == (
         "Cause not found Keras → model.int8.onnx Nothing that was tried explains it. What to do: See its layers."
     )
+
+
+def test_commands_of_advice_are_those_of_the_recipe(failed: Artifacts) -> None:
+    failed.overrides = ["quantize.sensitivity=never"]
+    failed.hints = (replace(UNKNOWN, remedy=COMPARE_LAYERS),)
+    (shown,) = failed.write().page().section(TITLE).all("div", "hint")
+    assert "verify -c RECIPE" not in shown.text
+    assert "--layers --set quantize.sensitivity=never" in shown.text
 
 
 def test_a_cause_beats_the_generic_advice_which_is_not_said_again(failed: Artifacts) -> None:
@@ -166,9 +175,7 @@ def test_files_that_are_decoded_otherwise_are_no_onnx_file_that_fails(artifacts:
 
 
 def test_values_that_do_not_follow_from_fp32_are_made_again(artifacts: Artifacts) -> None:
-    why = (
-        "it does not follow from export/model.onnx: layer 'conv1': its scale is 2 times the recorded one"
-    )
+    why = "it does not follow from export/model.onnx: layer 'conv1': its scale is 2 times the recorded one"
     bad = hop(ONNX[2], "int8", "fail", kind="consistency", reference="the values of export/model.onnx", why=why)
     none = dict.fromkeys(("finite", "max_abs", "relative_error", "cosine", "sqnr_db", "top1_agreement", "mcnemar"))
     artifacts.hops.append(replace(bad, **none))

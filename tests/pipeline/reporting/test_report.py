@@ -304,6 +304,17 @@ def test_a_card_fails_with_any_comparison_of_its_file(artifacts: Artifacts) -> N
     assert artifacts.write().page().card("INT8") == ("97.50%", words, {"fail"})
 
 
+def test_a_step_whose_source_is_at_fault_is_told_apart_from_what_was_not_run(artifacts: Artifacts) -> None:
+    why = f"{ONNX[1]} itself fails against Keras, and this file does not: their difference is no fault of it"
+    artifacts.hops.append(hop(ONNX[2], "int8", "not run", kind="step", reference=ONNX[1], top1_agreement=0.5, why=why))
+    page = artifacts.write().page()
+    assert page.card("INT8") == ("97.50%", "INT8 agrees with Keras - pass", {"pass"})
+    assert f"not judged {ONNX[2]} against {ONNX[1]}: {why}." in [
+        node.text for node in page.section("Parity").all("p", "apart")
+    ]
+    assert len(page.rows("Parity")) == 3, "only files against Keras have a row here"
+
+
 def test_a_share_is_never_rounded_up_to_all(artifacts: Artifacts) -> None:
     artifacts.hops[2] = hop(ONNX[2], "int8", top1_agreement=0.999996)
     page = artifacts.write().page()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.errors import ProjectError, RunnerError
+from export.errors import ProjectError, RunnerError, UnfitError
 from pipeline.runners.base import softmax
 from pipeline.runners.foreign import ForeignRunner, are_probabilities, log_softmax, read_onnx_file
 from pipeline.runners.onnxruntime import OnnxRunner
@@ -93,8 +93,41 @@ def test_a_second_input_is_refused(tmp_path: Path) -> None:
     model = onnx.load(str(path))
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n"]))
     onnx.save(model, str(path))
-    with pytest.raises(RunnerError, match=r"Expected one input of images.*mask"), opened(path):
+    with pytest.raises(UnfitError, match=r"Expected one input of images.*mask"), opened(path):
         pass
+
+
+def test_scores_in_a_sequence_are_refused_and_beside_a_tensor_left_alone(expected: np.ndarray, tmp_path: Path) -> None:
+    path = foreign(tmp_path / "x.onnx")
+    model = onnx.load(str(path))
+    (scores,) = model.graph.output
+    model.graph.node.append(helper.make_node("SplitToSequence", [scores.name], ["rows"], axis=0, keepdims=1))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("rows", TensorProto.FLOAT, None))
+    onnx.save(model, str(path))
+    with opened(path) as runner:
+        np.testing.assert_allclose(runner.infer(PIXELS).logits, expected, rtol=1e-4, atol=1e-4)
+    del model.graph.output[0]
+    onnx.save(model, str(path))
+    with pytest.raises(UnfitError, match=r"Expected an output of floats.*rows: seq\(tensor\(float\)\)"), opened(path):
+        pass
+
+
+def test_what_can_never_be_compared_is_told_from_what_fails(tmp_path: Path) -> None:
+    """Another number of classes is another model; a row too few for a batch is a fault of it."""
+    path = foreign(tmp_path / "x.onnx")
+    with pytest.raises(UnfitError, match="with 9 values for each image"), opened(path, classes=9):
+        pass
+    model = onnx.load(str(path))
+    (scores,) = model.graph.output
+    for name, values in (("from", [0]), ("to", [1])):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], values))
+    model.graph.node.append(helper.make_node("Slice", [scores.name, "from", "to"], ["first"]))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("first", TensorProto.FLOAT, [None, 4]))
+    onnx.save(model, str(path))
+    with pytest.raises(RunnerError, match=r"first \(1, 4\)") as caught, opened(path, classes=4):
+        pass
+    assert not isinstance(caught.value, UnfitError)
 
 
 def test_a_batch_that_is_fixed_inside_the_graph_is_told(tmp_path: Path) -> None:

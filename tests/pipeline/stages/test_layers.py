@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from export.errors import ProjectError
 from export.onnx_passes.file import load_model, save_model
 from pipeline.artifacts.equalization import read_factors, write_factors
 from pipeline.artifacts.files import sha256_file
-from pipeline.artifacts.layer_report import read_layers
+from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun, read_layers
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.paths import EQUALIZATION, KERAS, LAYERS, ONNX
 from pipeline.cli.commands import main
@@ -31,11 +32,16 @@ def context_of(chain: Chain) -> Context:
 
 
 def test_layers_are_compared_after_the_verdict_and_only_once(chain: Chain, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(chain.arguments("verify", "--layers", *FEW, "--json")) == 0
-    first = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert main(chain.arguments("verify", "--reduce", *FEW, "--json")) == 0
+    captured = capfd.readouterr()
+    first = json.loads(captured.out.splitlines()[-1])
     assert first["stages"]["layers"] == {"images": 6, "first_below": {}, "status": "done"}
+    assert "nothing fails, so nothing is cut out" in captured.err
+    # What was made with --reduce has all that --layers asks for.
     assert main(chain.arguments("verify", "--layers", *FEW, "--json")) == 0
-    again = json.loads(capfd.readouterr().out.splitlines()[-1])
+    captured = capfd.readouterr()
+    assert "verdict   pass, on " in captured.err, "also where it is up to date"
+    again = json.loads(captured.out.splitlines()[-1])
     assert {name: stage["status"] for name, stage in again["stages"].items()} == dict.fromkeys(
         ("verify", "layers"), "up to date"
     )
@@ -62,6 +68,23 @@ def test_layers_are_compared_after_the_verdict_and_only_once(chain: Chain, capfd
     assert folded == dict.fromkeys(("input", "stem_conv"), "folded into stem_bn")  # caffe's channel order is in weights
     table = layer_table(report)
     assert f"{ONNX['int8']}: no layer below 15 dB of its own" in table
+    assert len(table.splitlines()) <= 5 * len(ONNX) + len(engines) + 1, "the worst three where none is bad"
+
+
+def test_the_table_has_ten_layers_of_a_run_with_a_bad_one_and_no_share_of_fp16_that_says_nothing() -> None:
+    rows = tuple(
+        LayerRow(f"layer{index}", "t", 50.0, 50.0 + index, 0.999, True, 0.0, 0.0004 + 0.5 * (index == 1), 26.0)
+        for index in range(20)
+    )
+    good = LayerRun("a.fp16.onnx", "fp16", 45.0, rows, "", 1.0)
+    report = LayerReport({}, 4, {}, {}, (good, replace(good, run="b.fp16.onnx", first_below="layer0")))
+    table = layer_table(report).splitlines()
+    assert [sum("layer" in line.split()[0] for line in part[2:]) for part in (table[:5], table[5:])] == [3, 10]
+    assert len(table) == 5 + 12
+    assert "0.0 %" not in table[2].replace("0.00 %", "")
+    assert table[3].endswith("50.0 %")
+    as_int8 = replace(report, runs=(replace(good, precision="int8"),))
+    assert "0.0 %" in layer_table(as_int8).splitlines()[2], "of an INT8 scale it is a fault"
 
 
 def test_of_what_it_declares_a_file_that_cannot_be_compared_is_named_and_the_others_go_on(

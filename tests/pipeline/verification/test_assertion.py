@@ -133,7 +133,19 @@ def test_too_few_images_to_tell_is_said_and_no_failure(
         thresholds={"relative_error": None, "top1_agreement": 0.95},
     )  # fmt: skip
     assert hop.verdict == "inconclusive"
-    assert "inconclusive: top-1 agreement 0.8750" in caplog.text
+    assert "inconclusive: top-1 agreement 87.50 %" in caplog.text
+
+
+def test_what_a_pass_on_few_images_shows_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    assert assert_parity(rows_of, rows_of, PIXELS[:1], precision="int8").verdict == "pass"
+    assert "pass on 1 image, which shows little: at least 20.6 % agreement with 95 % confidence" in caplog.text
+    caplog.clear()
+    assert_parity(rows_of, rows_of, PIXELS, precision="int8")
+    assert_parity(rows_of, rows_of, PIXELS[:1])
+    assert caplog.text == "", "60 images are enough, and FP32 asks for no share of images"
 
 
 def test_pixels_for_a_model_of_floats_need_preprocessing(own: Path, tmp_path: Path) -> None:
@@ -249,6 +261,9 @@ def test_a_reference_that_gives_one_answer_to_all_images_proves_nothing() -> Non
         ({"calibration": PIXELS[:3].astype(np.float32)}, "Received: float32"),
         ({"calibration": list(PIXELS)}, "Expected calibration images as an array.*Received: list"),
         ({"precision": "bf16"}, "Expected a precision of fp32, fp16, int8. Received: 'bf16'"),
+        ({"size": (0, 0)}, r"Expected a size \(height, width\) in pixels, 1 or more. Received: \(0, 0\)"),
+        ({"size": (16,)}, "Expected a size"),
+        ({"resize": "zoom"}, "Expected resize as stretch, crop, imagenet, pad. Received: 'zoom'"),
         ({"batch_size": 0}, "Expected a batch_size of 1 or more. Received: 0"),
     ],
 )

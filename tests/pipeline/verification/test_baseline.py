@@ -136,6 +136,28 @@ def test_what_is_gone_or_new_is_said_and_is_not_worse() -> None:
     assert changes_since(report(INT8, idle), report(INT8, idle)) == []
 
 
+def test_one_regression_is_told_where_it_is_and_not_at_every_step_behind_it() -> None:
+    fp16 = replace(INT8, candidate="quantize/model.fp16.onnx", precision="fp16")
+    steps = [
+        replace(fp16, kind="step", reference=FP32.candidate),
+        replace(INT8, kind="step", reference=fp16.candidate),
+    ]
+    worse = noise(20.0)
+    old = report(FP32, fp16, INT8, *steps)
+    for name in (fp16.candidate, INT8.candidate):
+        touched = [
+            replace(hop, image_noise=worse) if name in (hop.candidate, hop.reference) else hop for hop in old.hops
+        ]
+        found = changes_since(old, report(*touched))
+        assert [(c.what, c.run, c.reference) for c in found] == [("worse", name, INT8.reference)]
+    alone = [replace(hop, image_noise=worse) if hop == steps[1] else hop for hop in old.hops]
+    (only,) = changes_since(old, report(*alone))
+    assert (only.what, only.reference) == ("worse", fp16.candidate), "nothing else tells it"
+    idle = [replace(hop, verdict="not run", why="a is wrong") if hop == steps[1] else hop for hop in old.hops]
+    (only,) = changes_since(old, report(*idle))
+    assert (only.what, only.why) == ("gone", "not judged: a is wrong")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -221,7 +221,7 @@ def test_near_ties_between_two_backends_are_no_fault_and_real_flips_are() -> Non
     tied[clear] = engine[clear]
     hop = two_backends(tied, asked)
     assert hop.verdict == FAIL
-    assert "top-1 agreement besides near ties 0.9950" in hop.why
+    assert "top-1 agreement besides near ties 99.50 %" in hop.why
     tied[clear] = np.nan
     assert near_ties(LOGITS, tied) == close.sum(), "no answer is no near tie"
 

@@ -71,6 +71,12 @@ def test_each_comparison_is_a_case_and_the_counts_are_theirs() -> None:
     assert properties == {"verdict": "fail", "version of onnx": "1.18", "sha256 of a.onnx": "ab"}
 
 
+def test_a_step_whose_source_is_at_fault_is_skipped_and_was_not_left_out() -> None:
+    step = replace(HOP, kind="step", reference="a.onnx", verdict="not run", why="a.onnx itself fails", certainty="")
+    (skipped,) = read(junit_xml(Parity("pass", {}, (HOP, step)), "s", {})).iter("skipped")
+    assert skipped.get("message") == "not judged: a.onnx itself fails"
+
+
 def test_a_failure_has_its_reason_numbers_and_hints() -> None:
     hint = Hint(
         "quantize/model.int8.onnx", "export/model.onnx", "channel order", "Red and blue are swapped.",

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from export.tensorrt.sidecar import REBUILD
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.image_results import ImageResults
 from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, PASS, STEP, ParityReport, describe_distances
 from pipeline.artifacts.results import VerifiedHop
+from pipeline.verification.engine_files import REMEDY
+from pipeline.verification.explain.engines import explain_engine
 from pipeline.verification.table import describe_hint, parity_table, shorten_hops
 from tests.made_records import make_hop
 
@@ -76,13 +79,29 @@ def test_one_changed_answer_of_very_many_is_not_rounded_away() -> None:
 def test_hints_are_lines_at_the_end() -> None:
     hint = Hint(INT8, FP32, "layer scale", "The layer is twice as large.", "Factor 2.00.", "Export it again.", "conv1")
     assert (
-        describe_hint(hint)
+        describe_hint(hint, PARITY)
         == f"{FP32} -> {INT8}, layer conv1: The layer is twice as large. Factor 2.00. Export it again."
     )
-    told = describe_hint(Hint(INT8, FP32, "unknown", "None fits.", "SQNR 3 dB, at least 20 needed", "Look at it."))
+    unknown = Hint(INT8, FP32, "unknown", "None fits.", "SQNR 3 dB, at least 20 needed", "Look at it.")
+    told = describe_hint(unknown, PARITY)
     assert told == f"{FP32} -> {INT8}: None fits. SQNR 3 dB, at least 20 needed. Look at it."
     lines = parity_table(PARITY, None, [hint]).splitlines()
-    assert lines[-2:] == ["  verdict: fail", f"  {describe_hint(hint)}"]
+    assert lines[-2:] == ["  verdict: fail", f"  {describe_hint(hint, PARITY)}"]
+
+
+def test_the_reason_of_a_verdict_is_told_once() -> None:
+    """An engine of other files: the reason is a note below the table, and its hint has the command."""
+    plan, stale = "build/rtx/int8.plan", "build/rtx/int8.plan is stale: it was built from another file (its sidecar)"
+    why_not = f"{stale}. {REMEDY}"
+    engine = explain_engine(why_not)
+    hint = Hint(plan, "train/model.keras", engine.cause, engine.text, engine.evidence, engine.remedy)
+    report = ParityReport(FAIL, {}, (make_hop(plan, FAIL, why=why_not, top1_agreement=None, sqnr_db=None),), {})
+    told = "\n".join([parity_table(report), describe_hint(hint, report)])
+    assert told.count("is stale") == told.count(REBUILD) == 1
+    assert stale in parity_table(report)
+    assert describe_hint(hint, report).endswith(f"{engine.text} {REMEDY}.")
+    other = describe_hint(hint, PARITY)
+    assert stale in other, "where nothing else tells it"
 
 
 def test_the_manifest_has_the_hops_in_short() -> None:

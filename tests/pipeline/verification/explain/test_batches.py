@@ -87,7 +87,7 @@ def one_nan(pixels: np.ndarray) -> np.ndarray:
         (only_one, {}, ["fixed batch"]),
         (mixed, {}, ["batch dependence"]),
         (one_nan, {}, ["not finite"]),
-        (right, {"over": 0}, ["softmax twice"]),
+        (right, {"over": 0}, ["activation"]),
         (lambda pixels: 1.5 * right(pixels), {}, []),
     ],
 )

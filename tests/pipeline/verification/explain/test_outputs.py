@@ -29,10 +29,11 @@ def exchanged(values: np.ndarray) -> np.ndarray:
 
 CHANGES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     "softmax": (softmax, "softmax twice", "probabilities already"),
-    "log-softmax": (lambda x: np.log(softmax(x)), "softmax twice", "logarithms"),
+    "log-softmax": (lambda x: np.log(softmax(x)), "activation", "logarithms"),
     "log of two softmaxes": (lambda x: np.log(softmax(softmax(x))), "softmax twice", "probabilities of probabilities"),
     "log of three": (lambda x: np.log(softmax(softmax(softmax(x)))), "softmax twice", "three softmaxes"),
-    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), "softmax twice", "sigmoid"),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), "activation", "sigmoid"),
+    "relu": (lambda x: np.maximum(x, 0), "activation", "ReLU"),
     "factor": (lambda x: 2 * x, "logits scaled", "2 times"),
     "factor and offset": (lambda x: 0.5 * x + 3, "logits scaled", "+ 3"),
     "reversed": (lambda x: x[:, ::-1], "class order", "reversed"),
@@ -96,11 +97,13 @@ def test_probabilities_are_looked_at_where_logits_are_right(
     probabilities = change(softmax(expected)) if words != "sigmoid" else change(expected)
     found = explain_outputs(expected, expected, probabilities, "fp32", NAMES)
     assert [words in explanation.text for explanation in found] == ([True] if words else [])
+    assert [explanation.cause for explanation in found] == [words.replace("sigmoid", "activation")] * bool(words)
 
 
 def test_a_missing_softmax_is_named() -> None:
     (found,) = explain_outputs(logits(), logits(), logits(), "fp32", NAMES)
     assert "the softmax is missing" in found.text
+    assert found.cause == "activation"
 
 
 def test_a_thousand_classes_take_no_time_and_a_few_exchanged_ones_are_found_in_int8() -> None:
