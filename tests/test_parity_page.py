@@ -16,11 +16,11 @@ from pipeline.artifacts.image_results import NEAR_TIE
 from pipeline.artifacts.paths import KERAS, ONNX, PARITY
 from pipeline.cli.verify_options import EXAMPLES
 from pipeline.verification import ParityError
-from pipeline.verification.baseline import LEAST_DB
-from pipeline.verification.consistency import COPIES, IMAGES, SIZES
-from pipeline.verification.consistency import LEAST_DB as CONSISTENT_DB
+from pipeline.verification.checks.consistency import COPIES, IMAGES, SIZES
+from pipeline.verification.checks.consistency import LEAST_DB as CONSISTENT_DB
 from pipeline.verification.layers.compare import THRESHOLDS_DB
 from pipeline.verification.layers.half import IMAGES as HALF_IMAGES
+from pipeline.verification.outside.baseline import LEAST_DB
 from pipeline.verification.parity import INT8_BACKENDS_DB
 from tests.conftest import Chain, make_colour_images
 from tests.own_export import theirs

@@ -19,11 +19,11 @@ IN_FUNCTIONS = {
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",
-    "pipeline/verification/classifiers",
-    "pipeline/verification/decoding",
-    *(f"pipeline/verification/explain/{name}" for name in ("__init__", "case", "layers", "part")),
+    "pipeline/verification/outside/classifiers",
+    "pipeline/verification/checks/decoding",
+    *(f"pipeline/verification/explain/{name}" for name in ("case", "causes", "layers", "part")),
     "pipeline/verification/layers/keras_layers",
-    "pipeline/verification/onnx_files",
+    "pipeline/verification/outside/onnx_files",
 }
 # Modules that load it when they are imported: no test of theirs is part of `make check`.
 LOAD_IT = {

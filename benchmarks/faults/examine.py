@@ -25,9 +25,9 @@ from pipeline.data.sample import Sample
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.keras import load_logits_model
+from pipeline.verification.checks.decoding import compare_decoding
 from pipeline.verification.culprits import culprits
-from pipeline.verification.decoding import compare_decoding
-from pipeline.verification.diagnose import Compared, explain_failures, with_decoding
+from pipeline.verification.diagnose import Judged, explain_failures, with_decoding
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.verify import list_candidates, run_all
 
@@ -116,7 +116,7 @@ class Examiner:
         at_fault = culprits(parity.hops)
         hints: tuple[Hint, ...] = ()
         if explained:
-            compared = Compared(parity, candidates, answers, reference, specimen.card)
+            compared = Judged(parity, candidates, answers, reference, specimen.card)
             hints = explain_failures(compared, artifacts, (), decodings, lambda: self._keras(specimen))
         return Examination(parity.verdict, parity.hops, tuple(at_fault), hints, time.monotonic() - start)
 

@@ -18,7 +18,7 @@ def write_image_kinds(folder: Path, seed: int = 0) -> dict[str, Path]:
         seed: of the pictures. Defaults to 0.
 
     Returns:
-        dict[str, Path]: the files, by the kind as `pipeline.verification.decoding` names it.
+        dict[str, Path]: the files, by the kind as `pipeline.verification.checks.decoding` names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     picture = _draw(np.random.default_rng(seed))

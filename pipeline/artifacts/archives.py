@@ -221,7 +221,7 @@ class Form(NamedTuple):
 
     shape: tuple[int, ...]
     by_columns: bool
-    dtype: np.dtype[Any]
+    dtype: "np.dtype[Any]"
 
 
 def checked_members(

@@ -20,10 +20,10 @@ from pipeline.cli import options as cli
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import DataMissingError, Sample
 from pipeline.models.model_card import ModelCard
-from pipeline.verification.baseline import WORSE, changes_since, changes_table
-from pipeline.verification.calibration_images import refuse_calibration_images
-from pipeline.verification.junit import junit_xml
-from pipeline.verification.named_images import NamedImages, read_folder, refuse_shared_images
+from pipeline.verification.checks.calibration_images import refuse_calibration_images
+from pipeline.verification.outside.baseline import WORSE, changes_since, changes_table
+from pipeline.verification.outside.junit import junit_xml
+from pipeline.verification.outside.named_images import NamedImages, read_folder, refuse_shared_images
 from pipeline.workflow.context import Context
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def verify_onnx_files(args: argparse.Namespace, context: Context) -> dict[str, o
         dict[str, object]: the JSON line: the verdict, every comparison, hints, and the exit status.
     """
     from pipeline.verification.layers.compare_files import run_tables
-    from pipeline.verification.onnx_files import compare_onnx_files, joint_report
+    from pipeline.verification.outside.onnx_files import compare_onnx_files, joint_report
     from pipeline.verification.table import parity_table
 
     context.required(KERAS)

@@ -15,7 +15,7 @@ from pipeline.reporting.html import Section, section
 from pipeline.reporting.sections import make, make_with
 from pipeline.reporting.validity import Validity, outdated_results
 from pipeline.terminal.command_line import unpack_command
-from pipeline.verification.doubts import ITSELF
+from pipeline.verification.checks.doubts import ITSELF
 
 UP_TO_DATE = "Stages that are up to date do not run."
 FEW_EPOCHS, ENOUGH_EPOCHS = 10, 30

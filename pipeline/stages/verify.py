@@ -44,9 +44,9 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
         ProjectError: neither Keras nor a matching ``reference.npz`` is here, or nothing here runs any of the files.
     """
     from pipeline.serving.candidates import files_to_run, why_nothing_runs
-    from pipeline.verification.calibration_images import refuse_calibration_images
-    from pipeline.verification.diagnose import Compared, compare_loading, explain_failures, with_decoding
-    from pipeline.verification.doubts import accuracy_of, doubts
+    from pipeline.verification.checks.calibration_images import refuse_calibration_images
+    from pipeline.verification.checks.doubts import accuracy_of, doubts
+    from pipeline.verification.diagnose import Judged, compare_loading, explain_failures, with_decoding
     from pipeline.verification.flips import collect_results
     from pipeline.verification.parity import judge
     from pipeline.verification.table import describe_hint, parity_table, shorten_hops
@@ -73,7 +73,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Verified:
     results = collect_results(reference, candidates, answers)
     results.write(out / Path(IMAGE_RESULTS).name)
     log.info("parity on %s:\n%s", count(len(reference.labels), "test image"), parity_table(parity, results))
-    compared = Compared(parity, candidates, answers, reference, card)
+    compared = Judged(parity, candidates, answers, reference, card)
     hints = explain_failures(compared, inputs, settings.model.allow, decoding)
     write_json(out / Path(DIAGNOSIS).name, Diagnosis(sha256_file(out / Path(PARITY).name), hints, decoding))
     result = Verified(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from export.errors import ParityError
 
 if TYPE_CHECKING:
-    from pipeline.verification.assertion import assert_parity
+    from pipeline.verification.outside.assertion import assert_parity
 
 __all__ = ["ParityError", "assert_parity"]
 
 
 def __getattr__(name: str) -> object:
     if name == "assert_parity":
-        from pipeline.verification.assertion import assert_parity
+        from pipeline.verification.outside.assertion import assert_parity
 
         return assert_parity
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,10 +21,10 @@ from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.keras import load_logits_model
 from pipeline.terminal.console import start_tensorflow
+from pipeline.verification.checks.decoding import compare_decoding, decoding_hop, explain_decoding
 from pipeline.verification.culprits import culprits
-from pipeline.verification.decoding import compare_decoding, decoding_hop, explain_decoding
-from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.causes import explain
 from pipeline.verification.parity import Answer, Candidate, Reference
 
 LOADED_IMAGES = 24  # test images that are loaded in both ways
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class Judged:
     """A verdict, and what it was given on.
 
     Attributes:
@@ -100,7 +100,7 @@ def with_decoding(parity: ParityReport, decoding: Sequence[Decoding]) -> ParityR
 
 
 def explain_failures(
-    compared: Compared,
+    compared: Judged,
     artifacts: Artifacts,
     allow: Sequence[str],
     decoding: Sequence[Decoding] = (),

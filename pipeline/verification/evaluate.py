@@ -11,9 +11,9 @@ from export.metrics.distances import FloatNoise
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, NOT_RUN, PASS
 from pipeline.runners.base import Runner, Top, top_k_of
-from pipeline.verification.consistency import check_consistency
+from pipeline.verification.checks.consistency import check_consistency
+from pipeline.verification.checks.thresholds import Finding
 from pipeline.verification.parity import Answer, Candidate
-from pipeline.verification.thresholds import Finding
 
 log = logging.getLogger(__name__)
 

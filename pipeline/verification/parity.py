@@ -3,7 +3,7 @@
 ``from_keras`` hops compare a candidate with Keras, ``step`` hops with the file it was made from, so that a report shows
 which step lost what. A ``top_k`` hop compares the best classes that a graph itself picks with its own probabilities, a
 ``consistency`` hop a run with itself. `pipeline.verification.evaluate` produces the answers,
-`pipeline.verification.thresholds` holds their distances against the recipe.
+`pipeline.verification.checks.thresholds` holds their distances against the recipe.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from pipeline.artifacts.parity_report import (
 )
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Runner
-from pipeline.verification.consistency import IMAGES
-from pipeline.verification.measure import check_probabilities, measured, near_ties
-from pipeline.verification.overflow import Extreme
-from pipeline.verification.rounded import Rounded
-from pipeline.verification.thresholds import Finding, check_thresholds, relative_limit
+from pipeline.verification.checks.consistency import IMAGES
+from pipeline.verification.checks.measure import check_probabilities, measured, near_ties
+from pipeline.verification.checks.overflow import Extreme
+from pipeline.verification.checks.rounded import Rounded
+from pipeline.verification.checks.thresholds import Finding, check_thresholds, relative_limit
 
 # Two graphs of one INT8 file that are equal in algebra but not in the order of their float operations were 32 to 36 dB
 # apart, because a rounding that flips in one block makes further ones flip in the next.

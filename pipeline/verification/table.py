@@ -20,7 +20,7 @@ from pipeline.artifacts.parity_report import (
     files_not_run,
 )
 from pipeline.artifacts.results import VerifiedHop
-from pipeline.verification.engine_files import REMEDY
+from pipeline.verification.checks.engine_files import REMEDY
 
 # What a terminal of 80 columns cuts off or wraps is last, and reasons are notes below.
 HEADER = ("verdict", "reference -> candidate", "SQNR dB", "answers changed", "accuracy", "max rel", "KL")

@@ -30,12 +30,12 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runners.base import Runner
 from pipeline.runners.open import open_runner
 from pipeline.terminal.console import progress_bar
-from pipeline.verification.engine_files import check_engine_file
+from pipeline.verification.checks.engine_files import check_engine_file
+from pipeline.verification.checks.rounded import Origin
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain.exceeding import find_extreme
 from pipeline.verification.explain.misfits import find_misfits
 from pipeline.verification.parity import Answer, Candidate, Reference
-from pipeline.verification.rounded import Origin
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from pipeline.verification.overflow import LARGEST, ROUNDED_DOWN, Extreme
+from pipeline.verification.checks.overflow import LARGEST, ROUNDED_DOWN, Extreme
 
 if TYPE_CHECKING:
     import onnx

@@ -8,10 +8,10 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from export.onnx_passes.graph import consumers
 from export.onnx_passes.layer_names import keras_layer
 from export.words import count
+from pipeline.verification.checks.overflow import Extreme
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.remedies import AGAIN
 from pipeline.verification.explain.twin import float_tensors, run
-from pipeline.verification.overflow import Extreme
 
 _KEEP = (
     "Keep this layer in FP32: raise quantize.max_kept_fp32 and run quantize again, which keeps what nears FP16's range "

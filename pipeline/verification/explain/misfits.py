@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from export.words import count
+from pipeline.verification.checks.rounded import Origin, Rounded
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
-from pipeline.verification.rounded import Origin, Rounded
 
 log = logging.getLogger(__name__)
 

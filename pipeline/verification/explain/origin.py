@@ -22,10 +22,10 @@ from export.onnx_passes.layer_names import keras_layer
 from export.records import read_record
 from export.words import count
 from pipeline.artifacts.equalization import read_factors
+from pipeline.verification.checks.rounded import Misfit, Origin, Rounded
 from pipeline.verification.explain.fit import fit_db
 from pipeline.verification.explain.ranges import measure_ranges, misfit_of, noted_of
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
-from pipeline.verification.rounded import Misfit, Origin, Rounded
 
 log = logging.getLogger(__name__)
 

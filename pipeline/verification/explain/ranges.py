@@ -13,8 +13,8 @@ from export.onnx_passes.cut import with_outputs
 from export.onnx_passes.graph import copy_model, tensor_shapes
 from export.onnx_passes.layer_names import keras_layer
 from export.ort_session import open_session
+from pipeline.verification.checks.rounded import Misfit
 from pipeline.verification.explain.twin import QuantizedTensor
-from pipeline.verification.rounded import Misfit
 
 IMAGES = 16
 # Honest scales use 0.7 to 2 times their range and cut off at most 0.2 % of the values, by any method of calibration.

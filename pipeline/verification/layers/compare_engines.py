@@ -16,7 +16,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.layer_report import LayerRun
 from pipeline.artifacts.paths import EQUALIZATION, Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
-from pipeline.verification.engine_files import check_engine_file
+from pipeline.verification.checks.engine_files import check_engine_file
 from pipeline.verification.layers.compare import THRESHOLDS_DB, batch_size, compare_layers
 from pipeline.verification.layers.engines import NOTE, FedEngine, open_builder
 from pipeline.verification.layers.keras_layers import KerasLayers

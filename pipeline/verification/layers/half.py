@@ -18,8 +18,8 @@ from export.tensorrt.sidecar import INPUT, OUTPUTS
 from export.words import count
 from pipeline.artifacts.layer_report import HalfArithmetic
 from pipeline.terminal.console import progress_bar
+from pipeline.verification.checks.measure import finite_or_none
 from pipeline.verification.layers.subject import FedSession, Subject
-from pipeline.verification.measure import finite_or_none
 
 IMAGES = 4
 SECONDS = 120.0  # after which no further image is begun: about 25 s an image for a ResNet-50 at 224

@@ -12,7 +12,7 @@ from export.errors import RecipeError
 from export.files import ROOT
 from pipeline.recipe.load import PATH_KEYS, PERMISSION_KEYS, dump_yaml, load_recipe, recipe_slice, to_dict
 from pipeline.recipe.schema import Preprocessing, Recipe, Thresholds
-from pipeline.verification.thresholds import relative_limit
+from pipeline.verification.checks.thresholds import relative_limit
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 BASE = {"data": {"source": "digits"}}

@@ -28,9 +28,9 @@ from pipeline.artifacts.parity_report import (
 )
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import softmax
-from pipeline.verification.measure import check_probabilities, near_ties, summarize_noise
+from pipeline.verification.checks.measure import check_probabilities, near_ties, summarize_noise
+from pipeline.verification.checks.thresholds import Finding
 from pipeline.verification.parity import Answer, Candidate, Reference, images_digest, judge
-from pipeline.verification.thresholds import Finding
 
 N, C = 200, 10
 random = np.random.default_rng(5)

@@ -17,13 +17,13 @@ from pipeline.artifacts.equalization import write_factors
 from pipeline.artifacts.parity_report import CONSISTENCY, VALUES_OF, Hop, ParityReport
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.open import open_runner
+from pipeline.verification.checks.rounded import Misfit, Origin, Rounded
 from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
-from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.causes import explain
 from pipeline.verification.explain.misfits import explain_misfits, find_misfits
 from pipeline.verification.parity import Candidate, Reference, judge
-from pipeline.verification.rounded import Misfit, Origin, Rounded
 from tests import tiny_onnx
 
 PIXELS = tiny_onnx.pixels(24)

@@ -18,10 +18,10 @@ from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, INCONCLUSIVE, NO
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.base import Outputs, Top, softmax, top_k_of
 from pipeline.runners.onnxruntime import OnnxRunner
+from pipeline.verification.checks.thresholds import check_thresholds
 from pipeline.verification.culprits import culprits
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.table import parity_table
-from pipeline.verification.thresholds import check_thresholds
 from pipeline.verification.verify import run_all
 from tests import tiny_onnx
 from tests.made_records import make_hop

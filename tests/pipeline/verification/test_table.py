@@ -7,7 +7,7 @@ from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.image_results import ImageResults
 from pipeline.artifacts.parity_report import CONSISTENCY, FAIL, PASS, STEP, ParityReport, describe_distances
 from pipeline.artifacts.results import VerifiedHop
-from pipeline.verification.engine_files import REMEDY
+from pipeline.verification.checks.engine_files import REMEDY
 from pipeline.verification.explain.engines import explain_engine
 from pipeline.verification.table import describe_hint, parity_table, shorten_hops
 from tests.made_records import make_hop

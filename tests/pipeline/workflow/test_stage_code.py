@@ -70,7 +70,7 @@ def test_a_word_in_a_docstring_or_a_comment_reruns_nothing(sources: Sources, nam
         ("pipeline/stages/train.py", {"train"}),
         ("pipeline/training/loop.py", {"train"}),
         ("export/from_keras/convert.py", {"export"}),  # which the stage imports inside a function
-        ("export/onnx_passes/shape_folding.py", {"export", "quantize"}),
+        ("export/onnx_passes/shape_folding.py", {"export", "quantize", "verify"}),
         ("export/int8/qdq.py", {"quantize"}),
         ("export/tensorrt/build.py", {"build"}),
         ("pipeline/verification/evaluate.py", {"verify"}),

@@ -19,9 +19,9 @@ from pipeline.artifacts.paths import KERAS
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.base import Outputs, softmax
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.verification.explain import explain
 from pipeline.verification.explain.batches import Runs, explain_batches, nodes_over_batch, run_in_batches
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.causes import explain
 from pipeline.verification.parity import Answer, Candidate, Reference
 from tests import tiny_onnx
 from tests.foreign_onnx import foreign

@@ -21,11 +21,11 @@ from pipeline.models.model_card import read_card
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.keras import load_logits_model
 from pipeline.runners.open import open_runner
+from pipeline.verification.checks.engine_files import REMEDY
 from pipeline.verification.culprits import culprits
-from pipeline.verification.engine_files import REMEDY
 from pipeline.verification.evaluate import evaluate
-from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.causes import explain
 from pipeline.verification.explain.twin import quantized_tensors
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from tests.conftest import Chain

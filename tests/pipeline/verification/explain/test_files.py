@@ -8,11 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.preprocessing import PreprocessingSpec
+from pipeline.verification.checks.overflow import Extreme
 from pipeline.verification.explain.half import explain_overflow, explain_weights_beyond, first_not_finite
 from pipeline.verification.explain.inputs import hypotheses
 from pipeline.verification.explain.quantized import explain_scales, raw_pixels, with_values
 from pipeline.verification.explain.twin import quantized_tensors, run, without_rounding
-from pipeline.verification.overflow import Extreme
 from tests import tiny_onnx
 
 PIXELS = tiny_onnx.pixels(8)

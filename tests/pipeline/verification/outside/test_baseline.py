@@ -10,7 +10,7 @@ import pytest
 from export.errors import DataError
 from export.metrics.confidence import McNemar
 from pipeline.artifacts.parity_report import MOST_CHANGED, Hop, ImageNoise, ParityReport, overall_verdict
-from pipeline.verification.baseline import Change, changes_since, changes_table
+from pipeline.verification.outside.baseline import Change, changes_since, changes_table
 
 INT8 = Hop(
     "from_keras", "train/model.keras", "quantize/model.int8.onnx", "onnxruntime", "int8", 400, "pass",

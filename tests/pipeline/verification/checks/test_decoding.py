@@ -18,7 +18,7 @@ from pipeline.data.decode import DecodeSpec
 from pipeline.data.resize import Resize
 from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
-from pipeline.verification.decoding import compare_decoding, decoding_hop
+from pipeline.verification.checks.decoding import compare_decoding, decoding_hop
 from tests.export.conftest import run_onnx
 from tests.export.tiny_graphs import graph as tiny
 

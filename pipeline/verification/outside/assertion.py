@@ -19,7 +19,9 @@ from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, PASS, Hop, desc
 from pipeline.recipe.schema import Thresholds, Verify, VerifyThresholds
 from pipeline.runners.base import Runner
 from pipeline.runners.foreign import OnnxFile
-from pipeline.verification.classifiers import (
+from pipeline.verification.explain.outputs import explain_outputs
+from pipeline.verification.explain.remedies import AGAIN, OF_OTHERS
+from pipeline.verification.outside.classifiers import (
     Classifier,
     Rows,
     image_size,
@@ -27,13 +29,11 @@ from pipeline.verification.classifiers import (
     name_classifier,
     open_classifier,
 )
-from pipeline.verification.explain.outputs import explain_outputs
-from pipeline.verification.explain.remedies import AGAIN, OF_OTHERS
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 
 if TYPE_CHECKING:
     from pipeline.data.resize import Resize
-    from pipeline.verification.named_images import NamedImages
+    from pipeline.verification.outside.named_images import NamedImages
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _decoded(
     """Return the images with names, none of which calibrated."""
     from pipeline.data.decode import DecodeSpec
     from pipeline.data.resize import Resize as Modes
-    from pipeline.verification.named_images import (
+    from pipeline.verification.outside.named_images import (
         NamedImages,
         hash_folder,
         hash_pixels,

@@ -11,7 +11,7 @@ from pipeline.artifacts.parity_report import FAIL, FROM_KERAS
 from pipeline.artifacts.paths import ONNX, TENSORRT8, Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
-from pipeline.verification.engine_files import EngineFile, check_engine_file
+from pipeline.verification.checks.engine_files import EngineFile, check_engine_file
 from pipeline.verification.parity import Reference, judge
 from pipeline.verification.verify import list_candidates, run_all
 from tests.fakes.engine import make_plan

@@ -25,14 +25,14 @@ from pipeline.runners.foreign import ForeignRunner, log_softmax, read_onnx_file
 from pipeline.runners.keras import load_logits_model
 from pipeline.terminal.command_line import general_command
 from pipeline.terminal.console import progress_bar
+from pipeline.verification.checks.overflow import Extreme
 from pipeline.verification.culprits import culprits
 from pipeline.verification.evaluate import evaluate
-from pipeline.verification.explain import explain
 from pipeline.verification.explain.case import Case
+from pipeline.verification.explain.causes import explain
 from pipeline.verification.explain.exceeding import IMAGES as FEW
 from pipeline.verification.explain.exceeding import find_extreme
-from pipeline.verification.named_images import NamedImages
-from pipeline.verification.overflow import Extreme
+from pipeline.verification.outside.named_images import NamedImages
 from pipeline.verification.parity import Answer, Candidate, Reference, judge
 from pipeline.verification.verify import run_keras
 
@@ -47,7 +47,7 @@ UNKNOWN_REMEDY = (
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class ComparedFile:
     """What was compared of one file.
 
     Attributes:
@@ -77,7 +77,7 @@ def compare_onnx_files(
     precision: Precision | None = None,
     *,
     layers: bool = False,
-) -> list[Compared]:
+) -> list[ComparedFile]:
     """Run Keras once, and each file, and judge them by the recipe's thresholds.
 
     Args:
@@ -103,7 +103,7 @@ def compare_onnx_files(
     return [_compare(file, found, card, settings, reference, load, layers) for file, found in precisions.items()]
 
 
-def joint_report(compared: Sequence[Compared]) -> ParityReport:
+def joint_report(compared: Sequence[ComparedFile]) -> ParityReport:
     """Return one verdict over several files."""
     reports = [one.report for one in compared]
     hops: tuple[Hop, ...] = tuple(hop for report in reports for hop in report.hops)
@@ -124,7 +124,7 @@ def _compare(
     reference: Reference,
     load: Callable[[], keras.Model],
     layers: bool,
-) -> Compared:
+) -> ComparedFile:
     foreign: ForeignRunner | None = None
     extreme: Extreme | None = None
 
@@ -157,7 +157,7 @@ def _compare(
     case = Case([candidate], answers, reference, card, {candidate.name: file}, load, read=read, own=False)
     hints = tuple(map(_for_others, explain(culprits(report.hops), case)))
     compared = _compare_layers(case, file, precision, settings) if layers and answer.logits is not None else None
-    return Compared(candidate, answer, reference, report, hints, compared)
+    return ComparedFile(candidate, answer, reference, report, hints, compared)
 
 
 def _read(path: Path, *, runner: ForeignRunner | None, preprocessing: PreprocessingSpec) -> onnx.ModelProto:

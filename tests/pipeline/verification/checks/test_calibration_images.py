@@ -9,7 +9,7 @@ import pytest
 from export.errors import DataError, ProjectError
 from pipeline.artifacts.paths import CALIBRATION_IMAGES, Artifacts
 from pipeline.data.sample import Sample
-from pipeline.verification.calibration_images import refuse_calibration_images
+from pipeline.verification.checks.calibration_images import refuse_calibration_images
 
 
 def sample(name: str, sha256: str) -> Sample:

@@ -27,7 +27,7 @@ from export.metrics.distances import FLOOR, FloatNoise, relative_error, sqnr_db
 from export.words import count, listed
 from pipeline.artifacts.parity_report import FAIL, PASS
 from pipeline.runners.base import Runner
-from pipeline.verification.thresholds import Finding
+from pipeline.verification.checks.thresholds import Finding
 
 IMAGES = 16
 COPIES = 8  # of one image, in one batch

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from export.errors import ParityError
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.open import open_runner
-from pipeline.verification.assertion import assert_parity
 from pipeline.verification.evaluate import evaluate
 from pipeline.verification.explain.exceeding import IMAGES, find_extreme
+from pipeline.verification.outside.assertion import assert_parity
 from pipeline.verification.parity import Candidate, Reference, judge
 from tests import tiny_onnx
 

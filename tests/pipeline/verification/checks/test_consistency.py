@@ -13,8 +13,8 @@ from export.metrics.distances import FloatNoise
 from pipeline.artifacts.parity_report import FAIL, PASS
 from pipeline.runners.base import Outputs, softmax
 from pipeline.runners.onnxruntime import OnnxRunner
-from pipeline.verification.consistency import IMAGES, SIZES, check_consistency
-from pipeline.verification.thresholds import Finding
+from pipeline.verification.checks.consistency import IMAGES, SIZES, check_consistency
+from pipeline.verification.checks.thresholds import Finding
 from tests import tiny_onnx
 
 Rows = Callable[[np.ndarray], np.ndarray]

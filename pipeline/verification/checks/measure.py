@@ -13,7 +13,7 @@ from export.words import count
 from pipeline.artifacts.image_results import NEAR_TIE
 from pipeline.artifacts.parity_report import EQUAL_DB, FAIL, MOST_CHANGED, PASS, Hop, ImageNoise
 from pipeline.runners.base import softmax
-from pipeline.verification.thresholds import Finding
+from pipeline.verification.checks.thresholds import Finding
 
 WORST = 5  # images that `ImageNoise` names
 # A float32 softmax is far closer to one in float64. In the other precisions TensorRT 8.6 may compute it in FP16: its

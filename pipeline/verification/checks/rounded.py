@@ -11,7 +11,7 @@ from typing import Literal
 
 from export.words import count
 from pipeline.artifacts.parity_report import FAIL, PASS
-from pipeline.verification.thresholds import Finding
+from pipeline.verification.checks.thresholds import Finding
 
 MOST_NAMED = 3  # misfits in a verdict
 

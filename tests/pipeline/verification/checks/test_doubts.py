@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.verification.doubts import accuracy_of, doubts
+from pipeline.verification.checks.doubts import accuracy_of, doubts
 from tests.made_records import make_card
 
 CLASSES = ("ant", "bee", "cat")

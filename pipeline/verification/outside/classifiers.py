@@ -20,9 +20,9 @@ from pipeline.runners.foreign import (
     log_softmax,
     read_onnx_file,
 )
+from pipeline.verification.checks.overflow import Extreme
 from pipeline.verification.explain.exceeding import IMAGES as FEW
 from pipeline.verification.explain.exceeding import find_extreme
-from pipeline.verification.overflow import Extreme
 
 if TYPE_CHECKING:
     import keras

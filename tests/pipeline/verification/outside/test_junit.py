@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from pipeline.artifacts.diagnosis import Hint
 from pipeline.artifacts.parity_report import Hop, Parity, overall_verdict, thresholds_by_precision
 from pipeline.recipe.schema import VerifyThresholds
-from pipeline.verification.junit import junit_xml
+from pipeline.verification.outside.junit import junit_xml
 
 HOP = Hop(
     "from_keras", "train/model.keras", "export/model.onnx", "onnxruntime", "fp32", 60, "pass",

@@ -1,0 +1,1 @@
+"""What is asked of images, answers and files, each on its own."""

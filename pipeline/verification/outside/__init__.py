@@ -1,0 +1,1 @@
+"""For what other people bring: their files, their tests, their continuous integration."""
