@@ -60,6 +60,13 @@ EXAMPLES = """examples:
 """
 
 
+# Of a `Comparison`; what a verdict measures beside these is not part of the published records.
+_RECORDED = (
+    *("images", "max_abs", "relative_error", "sqnr_db", "cosine", "top1_agreement", "agreement_interval", "finite"),
+    *("reference_accuracy", "candidate_accuracy", "accuracy_drop", "accuracy_drop_interval", "mcnemar"),
+)
+
+
 @dataclass(frozen=True)
 class AccuracyRow:
     """One candidate on the test images.
@@ -89,7 +96,7 @@ class AccuracyRow:
         fused = self.fused.to_dict()
         return {
             "name": self.name,
-            **self.comparison.to_dict(),
+            **{key: value for key, value in self.comparison.to_dict().items() if key in _RECORDED},
             "int8_convolutions": self.convolutions.int8,
             "convolutions": self.convolutions.of,
             "bytes": self.bytes,

@@ -186,7 +186,7 @@ class _Subjects:
             return rows
 
     def _row(self, subject: _Subject, name: str, form: str, seed: tuple[int, int]) -> Row:
-        with tempfile.TemporaryDirectory(dir=self.folder) as copy:
+        with tempfile.TemporaryDirectory() as copy:
             specimen = subject.specimen.copy(Path(copy))
             planted = plant(name, specimen, np.random.default_rng(seed), form)
             found = subject.examiner.examine(specimen, planted)

@@ -239,6 +239,8 @@ def _predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _unknown(hop: Hop) -> Explanation:
+    if not hop.compared:
+        return Explanation("unknown", "The file gave no answers, so there is nothing to compare.", hop.why, f"{AGAIN}.")
     return Explanation(
         "unknown",
         "None of the causes that were tried explains the difference.",

@@ -184,7 +184,8 @@ def test_verify_and_infer_run_again_when_cuda_appears_and_engines_are_not_built_
 
 
 def test_the_verb_verifies_on_cuda_once_it_is_there(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {one.backend for one in read_parity(chain.root / PARITY).hops} <= {"onnxruntime", "tensorrt"}
+    hops = [one for one in read_parity(chain.root / PARITY).hops if one.candidate != CARD]
+    assert {one.backend for one in hops} <= {"onnxruntime", "tensorrt"}
     install(monkeypatch, FakeOnnxRuntime())
     assert chain.run("verify") == 0
     hops = read_parity(chain.root / PARITY).hops

@@ -129,7 +129,7 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
     names = set(TENSORRT8.values())
     hops = read(older.root / "verify" / "parity.json")["hops"]
     verdicts = {(hop["candidate"], hop["kind"], hop["verdict"]) for hop in hops if hop["candidate"] in names}
-    assert verdicts == {(name, kind, "pass") for name in names for kind in ("from_keras", "step")}
+    assert verdicts == {(name, kind, "pass") for name in names for kind in ("from_keras", "step", "consistency")}
     capsys.readouterr()
     assert older.run("bundle", "-o", str(tmp_path / "tiny.tar"), *key) == 0
     said = capsys.readouterr().err

@@ -141,10 +141,12 @@ def test_an_engine_is_compared_with_what_it_was_built_from(tmp_path: Path, preci
     assert len({candidate.name for candidate in found}) == len(found)
 
 
-def test_an_engine_whose_file_is_gone_is_compared_with_the_usual_one(tmp_path: Path) -> None:
+def test_an_engine_whose_file_is_gone_is_stale_and_compared_with_no_other(tmp_path: Path) -> None:
     made = context(tmp_path, older=False)
     make_plan(made.root / "build/tensorrt/int8.plan", precision="int8", onnx_sha256="e" * 64)
-    assert list_candidates(made)[-1].step_from == ONNX["int8"]
+    engine = list_candidates(made)[-1]
+    assert engine.step_from is None
+    assert "is stale: it was built from another file than" in engine.why_not
 
 
 @pytest.mark.parametrize(("asked", "width"), [("false", 2 + 2), ("true", 2 + 2 + 2 + 4)])
