@@ -20,7 +20,7 @@ from pipeline.artifacts.archives import parse_meta, read_arrays
 from pipeline.artifacts.diagnosis import Decoding, Hint
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.parity_report import Hop, Overall
-from pipeline.artifacts.paths import CARD, KERAS, REFERENCE, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, Artifacts
 from pipeline.data.sample import Sample
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
@@ -89,12 +89,12 @@ class Examiner:
 
     Attributes:
         thresholds: of the recipe.
-        answers: by run and sha256 of the file.
+        answers: by run, sha256 of the file and that of the FP32 file.
         model: Keras' model with logits as its output, once it was needed.
     """
 
     thresholds: VerifyThresholds = field(default_factory=VerifyThresholds)
-    answers: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], Answer] = field(default_factory=dict)
     model: keras.Model | None = None
 
     def examine(self, specimen: Specimen, planted: Planted | None, *, explained: bool = True) -> Examination:
@@ -124,15 +124,14 @@ class Examiner:
         self, candidates: Sequence[Candidate], reference: Reference, specimen: Specimen, planted: Planted | None
     ) -> dict[str, Answer]:
         replaced = planted.runners if planted is not None else {}
-        known = {
-            c.run_name: self.answers[c.run_name, c.sha256]
-            for c in candidates
-            if c.run_name not in replaced and not c.why_not and (c.run_name, c.sha256) in self.answers
-        }
+        # An answer holds the file's values against those of the FP32 file, so both files are its key.
+        origin = next(c.sha256 for c in candidates if c.name == ONNX["fp32"])
+        keys = {c.run_name: (c.run_name, c.sha256, origin) for c in candidates if not c.why_not}
+        keys = {run: key for run, key in keys.items() if run not in replaced}
+        known = {run: self.answers[key] for run, key in keys.items() if key in self.answers}
         new = [c for c in candidates if c.run_name not in known]
         answers = known | run_all(new, reference, BATCH, specimen.card.check_runner)
-        kept = {c.run_name: c.sha256 for c in new if c.run_name not in replaced and not c.why_not}
-        self.answers.update({(run, digest): answers[run] for run, digest in kept.items()})
+        self.answers.update({key: answers[run] for run, key in keys.items()})
         return answers
 
     def _keras(self, specimen: Specimen) -> keras.Model:
