@@ -90,9 +90,9 @@ def to_half(
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     base = convert_opset(model, max(opset(model), _BF16_OPSET if kind == "bf16" else minimum_opset))
-    _narrow_lowest(base.graph, kind)
     kept = [node.name for node in preprocessing_nodes(base)]
     kept += [node.name for node in base.graph.node if node.op_type in FP32_OPS or node.name in keep]
+    _narrow_bounds(base.graph, kind, kept)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in _CHOOSING]
     result = copy_model(base)  # the converter works in place
     if kind == "fp16":
@@ -170,13 +170,15 @@ def _without_lowest(values: np.ndarray, largest: float) -> np.ndarray:
     return np.where(values == LOWEST, np.float32(-largest), values)
 
 
-def _narrow_lowest(graph: onnx.GraphProto, kind: str) -> None:
-    """Replace the lowest float32 that a Max reads by the lowest finite FP16 or BF16 value (in place)."""
-    read = {name for node in graph.node if node.op_type == "Max" for name in node.input}
+def _narrow_bounds(graph: onnx.GraphProto, kind: str, kept: Collection[str]) -> None:
+    """Replace the lowest and the highest float32 that a Max or a Clip reads by those of FP16 or BF16 (in place)."""
+    narrow = [node for node in graph.node if node.op_type in ("Max", "Clip") and node.name not in kept]
+    read = {name for node in narrow for name in node.input}
     largest = FP16_MAX if kind == "fp16" else _BF16_MAX
     for tensor in graph.initializer:
         if tensor.name in read and tensor.data_type == TensorProto.FLOAT:
             values = _without_lowest(numpy_helper.to_array(tensor), largest)
+            values = np.where(values == -LOWEST, np.float32(largest), values)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 

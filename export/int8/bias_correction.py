@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.calibration import run_batches
 from export.int8.placement import quantizable_tensors, quantized_edges
-from export.int8.qdq import insert_pair
-from export.int8.scales import Scales, fake_quantize_weight
+from export.int8.qdq import insert_lowered_pair
+from export.int8.scales import Scales
+from export.int8.weights import RoundedWeight, round_to_nearest
 from export.onnx_passes.graph import Index, copy_model
 from export.ort_session import open_session
 
@@ -72,7 +73,9 @@ class BiasError:
     error: np.ndarray
 
 
-def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[BiasError]:
+def bias_errors(
+    model: onnx.ModelProto, maps: Mapping[str, MeanMaps], weights: Mapping[str, RoundedWeight] | None = None
+) -> list[BiasError]:
     """Return the mean error of each quantized node, in the order of the graph.
 
     A Conv is linear, so its error follows exactly from the mean of its input, with and without rounding. The error of
@@ -82,7 +85,9 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
     Args:
         model: float32; `export.int8.qdq.quantize` will round its weights.
         maps: From `collect_mean_maps`.
+        weights: Name of a weight -> its codes; the others are rounded to nearest. Defaults to none.
     """
+    codes = weights or {}
     index = Index.of(model.graph)
     nodes = {node.name: node for node in model.graph.node}
     errors = []
@@ -90,7 +95,8 @@ def bias_errors(model: onnx.ModelProto, maps: Mapping[str, MeanMaps]) -> list[Bi
         node, means = nodes[edge.node], maps[edge.tensor]
         if node.op_type == "Conv":
             weight = numpy_helper.to_array(index.constants[node.input[1]])
-            rounded, exact = _convolve(node, [(means.quantized, fake_quantize_weight(weight)), (means.exact, weight)])
+            code = codes.get(node.input[1]) or round_to_nearest(weight)
+            rounded, exact = _convolve(node, [(means.quantized, code.values), (means.exact, weight)])
             error, target = rounded - exact, node
         elif node.op_type == "Add":
             error, target = means.quantized - means.exact, index.producers[node.input[1 - edge.index]]
@@ -134,7 +140,7 @@ def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto
     graph = result.graph
     outputs = []
     for tensor in quantizable_tensors(model):
-        rounded_values = insert_pair(graph, tensor, np.asarray(scales.scales[tensor], np.float32), axis=None)
+        rounded_values = insert_lowered_pair(graph, tensor, scales)
         exact, rounded = f"{tensor}/mean", f"{tensor}/rounded_mean"
         for source, output in ((tensor, exact), (rounded_values, rounded)):
             graph.node.append(helper.make_node("ReduceMean", [source], [output], output, axes=[0], keepdims=1))

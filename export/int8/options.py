@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from export.int8.report import ShiftMode, WeightRounding
 from export.int8.sensitivity import Budget
 
 # Shows the progress through some names; the texts are a description of the names, and the word for one of them.
@@ -16,6 +17,12 @@ class SearchOptions:
 
     Args:
         method: The calibration method: one of `export.int8.scales.METHODS`, or ``"auto"``, which tries all of them.
+        shift: Which activations get the eighth bit behind a ReLU: ``"auto"`` all that can, if that helps, ``"always"``
+            all that can, ``"conv"`` those right behind a Conv, if that helps. See `export.int8.shift`.
+        rounding: Whether second-order rounding of the weights is tried, see `export.int8.second_order`.
+        rounding_images: Number of calibration images that it sees, the first ones.
+        trunk: Precision of scales, biases and Adds between quantized nodes, see `export.int8.trunk`.
+        effort: ``"fast"`` tries fewer methods, and rounds to nearest.
         equalize: Whether the channels of an activation are scaled to similar ranges.
         bias_correction: Whether biases are corrected for the mean quantization error, if that helps.
         sensitivity: Whether each layer is measured alone: ``"auto"`` if a graph misses its budget.
@@ -27,6 +34,11 @@ class SearchOptions:
     """
 
     method: str = "auto"
+    shift: ShiftMode = "auto"
+    rounding: WeightRounding = "second_order"
+    rounding_images: int = 192
+    trunk: Literal["fp32", "fp16"] = "fp32"
+    effort: Literal["full", "fast"] = "full"
     equalize: bool = True
     bias_correction: bool = True
     sensitivity: Literal["auto", "always", "never"] = "auto"

@@ -191,7 +191,12 @@ def _convs_behind(tensor: str, index: Index) -> dict[str, int]:
 
 
 def describe(
-    model: onnx.ModelProto, edges: list[Edge], base: str = "fp16", kept: Mapping[str, Kept] | None = None
+    model: onnx.ModelProto,
+    edges: list[Edge],
+    base: str = "fp16",
+    kept: Mapping[str, Kept] | None = None,
+    trunk: Collection[str] = (),
+    shifts: Mapping[str, str] | None = None,
 ) -> list[Placement]:
     """Return the precision of each node of the quantized graph, without Q/DQ and casts.
 
@@ -200,8 +205,10 @@ def describe(
         edges: From `quantized_edges`, without those of kept nodes.
         base: Precision of the nodes that are not quantized: ``"fp16"`` or ``"fp32"``. Defaults to ``"fp16"``.
         kept: Node name -> the precision that it has instead of INT8, and why. Defaults to None.
+        trunk: Names of the nodes that are FP32 although the base is FP16, see `export.int8.trunk`. Defaults to none.
+        shifts: Name of a ReLU -> what `export.int8.shift` did with it, or why not. Defaults to None.
     """
-    kept = kept or {}
+    kept, shifts = kept or {}, shifts or {}
     before_conv = {node.name for node in preprocessing_nodes(model)}
     indices = {name for node in model.graph.node for name in node.output if node.op_type == "TopK"}
     reasons = {(edge.node, edge.index): edge.why for edge in edges}
@@ -226,6 +233,9 @@ def describe(
             precision, why = base, "no rule quantizes it; it fuses into its neighbours or only moves values"
         else:
             precision, why = base, f"no rule quantizes {node.op_type}; it stays in float"
+        if precision == base and node.name in trunk:
+            precision = "fp32"
+        why = "; ".join(filter(None, [why, shifts.get(node.name)]))
         rows.append(Placement(node.name, keras_layer(node.name), node.op_type, precision, why))
     return rows
 

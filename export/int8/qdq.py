@@ -4,7 +4,8 @@ Symmetric int8 with zero point 0: activations per tensor with calibrated scales,
 placement of the pairs is in `export.int8.placement`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,37 +14,71 @@ from onnx import helper, numpy_helper
 
 from export.errors import ProjectError
 from export.fp16.convert import MINIMUM_OPSET, to_half
-from export.int8.placement import Kept, describe, quantized_edges
+from export.int8.placement import Edge, Kept, describe, quantized_edges
 from export.int8.report import Placement
-from export.int8.scales import Scales, weight_scales
+from export.int8.scales import Scales
+from export.int8.shift import shift
+from export.int8.trunk import trunk_nodes
+from export.int8.weights import RoundedWeight, round_to_nearest
 from export.onnx_passes.file import check_model
-from export.onnx_passes.graph import constants, convert_opset, copy_model, op_counts, opset, topological_sort
+from export.onnx_passes.graph import (
+    constants,
+    consumers,
+    convert_opset,
+    copy_model,
+    op_counts,
+    opset,
+    topological_sort,
+)
 from export.words import count
+
+
+@dataclass(frozen=True)
+class Int8Graph:
+    """An INT8 graph.
+
+    Args:
+        model: The graph.
+        placements: The precision of each of its nodes.
+        offsets: Tensor -> float64 (1,) or (C,): what has to be added to its values to have those of the float model,
+            see `export.int8.shift`.
+    """
+
+    model: onnx.ModelProto
+    placements: list[Placement]
+    offsets: Mapping[str, np.ndarray]
 
 
 def quantize(
     fp32_model: onnx.ModelProto,
     scales: Scales,
     *,
+    weights: Mapping[str, RoundedWeight] | None = None,
     base: str = "fp16",
+    trunk: str = "fp32",
     kept: Mapping[str, Kept] | None = None,
-) -> tuple[onnx.ModelProto, list[Placement]]:
-    """Return the INT8 model, and the precision of each of its nodes.
+) -> Int8Graph:
+    """Return the INT8 graph.
 
-    Each quantized tensor gets one Q/DQ pair for all of its readers. On the base ``"fp16"``, for TensorRT 10 and later,
-    the model is then converted to FP16 with its scales, at opset 19 or later, as FP16 Q/DQ is not valid ONNX before. On
-    the base ``"fp32"``, for TensorRT 8.6, the rest of the model stays float32 at its opset.
+    Each quantized tensor gets one Q/DQ pair for all of its readers; the shifted ones among `scales` are lowered where
+    they are read as INT8. On the base ``"fp16"``, for TensorRT 10 and later, weights are INT8 codes with a
+    DequantizeLinear, and the rest of the model is converted to FP16 at opset 19 or later, with a trunk of FP32 or of
+    FP16, see `export.int8.trunk`. On the base ``"fp32"``, for TensorRT 8.6, weights are float values with a Q/DQ pair,
+    and the rest of the model stays float32 at its opset.
 
     Args:
         fp32_model: float32, from `export.from_keras.convert.export_keras`.
         scales: One for each of `quantizable_tensors`, except those that only kept nodes read.
+        weights: Name of a weight -> its codes; the others are rounded to nearest. Defaults to none.
         base: Precision of the nodes that are not quantized. Defaults to ``"fp16"``.
+        trunk: Precision of scales, biases and Adds between quantized nodes on the base ``"fp16"``, where ``"fp16"``
+            rounds the scales, too. Defaults to ``"fp32"``.
         kept: Node name -> why it stays in float. Defaults to None.
 
     Raises:
         ProjectError: If the model is already quantized, a scale is missing, or a weight does not fit FP16.
     """
-    kept = kept or {}
+    kept, weights = kept or {}, weights or {}
     if "QuantizeLinear" in op_counts(fp32_model):
         raise ProjectError("Expected a float model. Received: one with QuantizeLinear (quantize the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
@@ -54,32 +89,63 @@ def quantize(
             f"Expected a scale for each of {count(len(edges), 'quantized input')}. Received: none for {missing[:3]} "
             "(calibrate with this very model)."
         )
+    kind = trunk if base == "fp16" else "fp32"
+    scales = scales.of_type(kind)
+    rounded = _rounded_weights(fp32_model, edges, weights, kind)
+    tensors = list(dict.fromkeys(edge.tensor for edge in edges))
+    half = base == "fp16"
 
-    result = copy_model(fp32_model)
-    if base == "fp16":
+    def weight_of(node: onnx.NodeProto) -> np.ndarray | None:
+        if (node.name, node.input[1]) in rounded:
+            return rounded[node.name, node.input[1]].values
+        stays = half and (node.name not in kept or kept[node.name].precision == "fp16")
+        return _as_half(fp32_model, node.input[1]) if stays else None
+
+    amounts = {name: scales.shift(name) for name in tensors if name in scales.shifted}
+    shifted = shift(fp32_model, amounts, weight_of)
+    result = copy_model(shifted.model)
+    if half:
         result = convert_opset(result, max(opset(result), MINIMUM_OPSET))
     graph = result.graph
     nodes = {node.name: node for node in graph.node}
     activations = {
         tensor: insert_pair(graph, tensor, np.asarray(scales.scales[tensor], dtype=np.float32), axis=None)
-        for tensor in dict.fromkeys(edge.tensor for edge in edges)
+        for tensor in tensors
     }
-    convs = [nodes[edge.node] for edge in edges if nodes[edge.node].op_type == "Conv"]
-    table = constants(graph)
-    weights = {
-        name: insert_pair(graph, name, weight_scales(numpy_helper.to_array(table[name])), axis=0)
-        for name in dict.fromkeys(conv.input[1] for conv in convs)
-    }
+    readers = consumers(graph)
+    read: dict[str, str] = {}
+    for (node, name), weight in rounded.items():
+        if name not in read:
+            shared = any((reader.name, name) not in rounded for reader in readers[name])
+            read[name] = _insert_codes(graph, name, weight) if half else _insert_rounded(graph, name, weight, shared)
+        nodes[node].input[1] = read[name]
     for edge in edges:
         nodes[edge.node].input[edge.index] = activations[edge.tensor]
-    for conv in convs:
-        conv.input[1] = weights[conv.input[1]]
     result = topological_sort(result)
-    if base == "fp16":
-        result = to_half(result, keep=[name for name, entry in kept.items() if entry.precision == "fp32"])
+    stay = trunk_nodes(result) - set(kept) if half and kind == "fp32" else set()
+    if half:
+        result = to_half(result, keep=[*stay, *(name for name, entry in kept.items() if entry.precision == "fp32")])
     else:
         check_model(result)
-    return result, describe(fp32_model, edges, base, kept)
+    return Int8Graph(result, describe(fp32_model, edges, base, kept, stay, shifted.notes), shifted.offsets)
+
+
+def _rounded_weights(
+    model: onnx.ModelProto, edges: Sequence[Edge], weights: Mapping[str, RoundedWeight], kind: str
+) -> dict[tuple[str, str], RoundedWeight]:
+    """Return (name of a quantized Conv, name of its weight) -> the rounded weight."""
+    nodes, table = {node.name: node for node in model.graph.node}, constants(model.graph)
+    names = {edge.node: nodes[edge.node].input[1] for edge in edges if nodes[edge.node].op_type == "Conv"}
+    rounded = {
+        name: weights.get(name) or round_to_nearest(numpy_helper.to_array(table[name]), kind)
+        for name in dict.fromkeys(names.values())
+    }
+    return {(node, name): rounded[name] for node, name in names.items()}
+
+
+def _as_half(model: onnx.ModelProto, name: str) -> np.ndarray | None:
+    tensor = constants(model.graph).get(name)
+    return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
 
 
 def scale_values(scales: Scales, model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -123,5 +189,54 @@ def insert_pair(graph: onnx.GraphProto, tensor: str, scale: np.ndarray, axis: in
                 **extra,
             ),
         ]
+    )
+    return dequantized
+
+
+def insert_lowered_pair(graph: onnx.GraphProto, tensor: str, scales: Scales) -> str:
+    """Add the Q/DQ pair of an activation in the float model, of a shifted one between a Sub and an Add (in place).
+
+    Returns:
+        The name of the tensor with the values that the activation has in the INT8 graph.
+    """
+    scale, amount = np.asarray(scales.scales[tensor], np.float32), np.float32(scales.shift(tensor))
+    if not amount:
+        return insert_pair(graph, tensor, scale, axis=None)
+    stem = tensor.replace(":", "_")
+    graph.initializer.append(numpy_helper.from_array(np.asarray(amount), f"{stem}/amount"))
+    lowered, result = f"{stem}/lowered", f"{stem}/lifted"
+    graph.node.append(helper.make_node("Sub", [tensor, f"{stem}/amount"], [lowered], f"{stem}/Sub"))
+    rounded = insert_pair(graph, lowered, scale, axis=None)
+    graph.node.append(helper.make_node("Add", [rounded, f"{stem}/amount"], [result], f"{stem}/Add"))
+    return result
+
+
+def _insert_rounded(graph: onnx.GraphProto, name: str, weight: RoundedWeight, shared: bool) -> str:
+    """Put a weight's rounded values behind a Q/DQ pair (in place); return the tensor that Convs read.
+
+    Args:
+        graph: The graph.
+        name: Name of the weight.
+        weight: What it is rounded to.
+        shared: Whether a node that stays in float reads it, too.
+    """
+    tensor = constants(graph)[name]
+    if shared:
+        tensor = graph.initializer.add()
+        name = f"{name}/rounded"
+    tensor.CopyFrom(numpy_helper.from_array(weight.values, name))
+    return insert_pair(graph, name, weight.scales, axis=0)
+
+
+def _insert_codes(graph: onnx.GraphProto, name: str, weight: RoundedWeight) -> str:
+    """Add a weight's codes with a DequantizeLinear (in place); return the tensor that Convs read."""
+    stem = name.replace(":", "_")
+    zero = np.zeros(weight.scales.shape, np.int8)
+    names = [f"{stem}/quantized", _scale_name(name), f"{stem}/zero_point"]
+    for tensor, values in zip(names, (weight.codes, weight.scales, zero)):
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), tensor))
+    dequantized = f"{stem}/dequantized"
+    graph.node.append(
+        helper.make_node("DequantizeLinear", names, [dequantized], f"{stem}/DequantizeLinear", axis=0)
     )
     return dequantized

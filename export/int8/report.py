@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from export.metrics.distances import Comparison
+    from export.int8.simulate import Judged
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,24 @@ class Distances:
         sqnr_db: Signal to quantization noise ratio in dB; None if the logits are equal, or not finite.
         top1_agreement: Share of images with the same top class.
         accuracy_drop: Accuracy lost; None without labels.
+        median_db: Median over the images of each image's own SQNR in dB; None as for `sqnr_db`.
+        low_db: Its 5th percentile.
+        worst_db: Its smallest value.
     """
 
     sqnr_db: float | None
     top1_agreement: float
     accuracy_drop: float | None
+    median_db: float | None = None
+    low_db: float | None = None
+    worst_db: float | None = None
 
     @classmethod
-    def of(cls, comparison: Comparison) -> Distances:
-        """Return the distances of a comparison."""
-        sqnr = comparison.sqnr_db if math.isfinite(comparison.sqnr_db) else None
-        return cls(sqnr, comparison.top1_agreement, comparison.accuracy_drop)
+    def of(cls, judged: Judged) -> Distances:
+        """Return the distances of a comparison on held-out images."""
+        values = (judged.sqnr_db, judged.median_db, judged.low_db, judged.worst_db)
+        sqnr, median, low, worst = (value if math.isfinite(value) else None for value in values)
+        return cls(sqnr, judged.top1_agreement, judged.accuracy_drop, median, low, worst)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,84 @@ class BiasCorrection:
     used: bool
     before: Distances
     after: Distances
+
+
+ShiftMode = Literal["auto", "always", "conv", "never"]
+WeightRounding = Literal["second_order", "nearest"]
+
+
+@dataclass(frozen=True)
+class ShiftReport:
+    """The effect of the eighth bit behind a ReLU, see `export.int8.shift`.
+
+    Args:
+        used: Whether it is used.
+        shifted: Names of the tensors that are shifted; empty if it is not used.
+        refused: Name of each other quantized tensor behind a ReLU -> why it cannot be shifted.
+        quantized: Number of all quantized tensors.
+        plain: Without it; None if only the shifted graph was tried.
+        after: With it; None if no tensor can be shifted, or the recipe turns it off.
+    """
+
+    used: bool
+    shifted: tuple[str, ...]
+    refused: Mapping[str, str]
+    quantized: int
+    plain: Distances | None = None
+    after: Distances | None = None
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """The effect of second-order rounding of the weights, see `export.int8.second_order`.
+
+    Args:
+        used: Whether the weights that it rounded are used.
+        images: Number of images that gave the second-order statistics.
+        before: With weights rounded to nearest.
+        after: With it.
+        skipped: Name of each convolution that stays rounded to nearest -> why.
+    """
+
+    used: bool
+    images: int
+    before: Distances
+    after: Distances
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """How the weight of one convolution was rounded.
+
+    Args:
+        node: Its name in the graph; of a shared weight that of the first convolution.
+        method: How its codes were chosen.
+        codes_sha256: Of its codes, int8 in C order.
+        most_steps: Largest distance of a rounded weight from the float one, in scales of its channel; rounding to
+            nearest moves none by more than a half.
+        gain_db: How much smaller second-order rounding makes the error of the convolution's output on the images that
+            it saw, in dB; None for nearest.
+    """
+
+    node: str
+    method: WeightRounding
+    codes_sha256: str
+    most_steps: float
+    gain_db: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundingReport:
+    """The record ``rounding.json``.
+
+    Args:
+        weights: The INT8 weights, in the order of the graph.
+        schema: Version of this file's format.
+    """
+
+    weights: tuple[WeightRecord, ...]
+    schema: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,12 +216,15 @@ class CalibrationReport:
         convolutions: Number of all convolutions.
         budget: The INT8 budget, in words.
         method: The calibration method that is used.
-        methods: Distances with each method.
+        methods: Distances with each method that was tried, with weights rounded to nearest.
         all_int8: Distances with INT8 throughout.
         kept: Nodes that stay in float.
         budget_met: Whether the result meets the budget.
+        shift: The eighth bit behind a ReLU.
+        rounding: Second-order rounding of the weights; None if the recipe turns it off.
         bias_correction: None if the recipe turns it off.
         mixed: Distances with the kept nodes in float.
+        trunk: Precision of scales, biases and Adds between quantized nodes in the INT8 file.
         schema: Version of this file's format.
     """
 
@@ -152,6 +240,9 @@ class CalibrationReport:
     all_int8: Distances
     kept: tuple[str, ...]
     budget_met: bool
+    shift: ShiftReport
+    rounding: SecondOrder | None = None
     bias_correction: BiasCorrection | None = None
     mixed: Distances | None = None
-    schema: int = 1
+    trunk: Literal["fp32", "fp16"] = "fp32"
+    schema: int = 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ from export.words import listed
 # The smallest normal FP16: a smaller scale loses bits, and TensorRT refuses a scale of 0 (a dead tensor).
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
+SHIFT_STEPS = 128  # a shifted activation is lower by this many scales, see `export.int8.shift`
 SCALES_REMEDY = "Run the quantize stage again."
-METHODS = ("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse")
-_LEVELS = 128  # INT8 levels of non-negative values
-_STEP = 8  # bins between two candidates of entropy and mse
+METHODS = (
+    *("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"),
+    *("lp_2.4", "lp_3"),
+)
+_STEP = 8  # bins between two candidates of entropy, mse and the norms
 _ROUNDING = 1e-9  # error of a divergence from cumulative sums
 
 
@@ -36,19 +39,26 @@ class Scales:
         images: Number of calibration images.
         key: The inputs of calibration: sha256 of the model and of the images, preprocessing, and settings. Defaults to
             none; scales with another key are stale.
+        shifted: The tensors that are lowered by `SHIFT_STEPS` scales before they are quantized, so that 255 levels
+            cover [0, 255 * scale]; see `export.int8.shift`. Defaults to none.
         schema: Version of the file's format.
 
     Raises:
-        ProjectError: If a scale is smaller, or not finite.
+        ProjectError: If a scale is smaller, or not finite, or a shifted tensor has none.
     """
 
     scales: dict[str, float]
     method: str
     images: int
     key: dict[str, object] = field(default_factory=dict)
-    schema: int = 1
+    shifted: tuple[str, ...] = ()
+    schema: int = 2
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.shifted if name not in self.scales]:
+            raise ProjectError(
+                f"Expected a scale for each shifted tensor. Received: none for {unknown[:3]} (calibrate again)."
+            )
         for name, value in self.scales.items():
             if not (math.isfinite(value) and value >= MINIMUM_SCALE):
                 raise ProjectError(
@@ -57,20 +67,44 @@ class Scales:
 
     @classmethod
     def from_histograms(
-        cls, histograms: Mapping[str, Histogram], method: str, *, images: int, key: dict[str, object] | None = None
+        cls,
+        histograms: Mapping[str, Histogram],
+        method: str,
+        *,
+        images: int,
+        key: dict[str, object] | None = None,
+        shifted: Collection[str] = (),
     ) -> Scales:
-        """Return the scales of a method, ``clipping point / 127`` in float32.
+        """Return the scales of a method in float32: the clipping point over 127, of a shifted tensor over 255.
 
         A scale below 2^-14 (a dead tensor has 0) becomes 2^-14; `smallest` returns their tensors.
+
+        Args:
+            histograms: Tensor name -> its histogram.
+            method: One of `METHODS`.
+            images: Number of calibration images.
+            key: See `Scales`.
+            shifted: Those of the tensors that are shifted; none of their values is negative. Defaults to none.
 
         Raises:
             ProjectError: If there is no such method.
         """
+        steps = {name: INT8_MAX + SHIFT_STEPS if name in shifted else INT8_MAX for name in histograms}
         scales = {
-            name: max(MINIMUM_SCALE, float(np.float32(clipping_point(histogram, method) / INT8_MAX)))
+            name: max(MINIMUM_SCALE, float(np.float32(clipping_point(histogram, method, steps[name]) / steps[name])))
             for name, histogram in histograms.items()
         }
-        return cls(scales, method, images, dict(key or {}))
+        return cls(scales, method, images, dict(key or {}), tuple(name for name in histograms if name in shifted))
+
+    def shift(self, tensor: str) -> float:
+        """Return what a tensor is lowered by before it is quantized: 128 scales, which is exact in float32, or 0."""
+        return self.scales[tensor] * SHIFT_STEPS if tensor in self.shifted else 0.0
+
+    def of_type(self, kind: str) -> Scales:
+        """Return the scales rounded to ``"fp16"``, or as they are for ``"fp32"``."""
+        if kind == "fp32":
+            return self
+        return replace(self, scales={name: float(np.float16(value)) for name, value in self.scales.items()})
 
     @property
     def smallest(self) -> list[str]:
@@ -101,12 +135,13 @@ class Scales:
         return scales
 
 
-def clipping_point(histogram: Histogram, method: str) -> float:
-    """Return the absolute value that is quantized to 127.
+def clipping_point(histogram: Histogram, method: str, steps: int = INT8_MAX) -> float:
+    """Return the absolute value that is the largest after quantization.
 
     Args:
         histogram: The histogram of one activation.
         method: One of `METHODS`.
+        steps: Scales from 0 to it: 127, or 255 for a shifted tensor. Defaults to 127.
 
     Raises:
         ProjectError: If there is no such method.
@@ -117,27 +152,32 @@ def clipping_point(histogram: Histogram, method: str) -> float:
         share = np.cumsum(histogram.counts) / histogram.counts.sum()
         return (int(np.searchsorted(share, float(method.partition("_")[2]) / 100)) + 1) * histogram.width
     if method == "mse":
-        return _least_squares(histogram)
+        return _least_error(histogram, 2.0, steps)
+    if method.startswith("lp_") and method in METHODS:
+        return _least_error(histogram, float(method.partition("_")[2]), steps)
     if method == "entropy":
-        return _least_divergence(histogram)
+        return _least_divergence(histogram, steps + 1)
     raise ProjectError(f"Expected a method of {', '.join(METHODS)}. Received: {method!r}.")
 
 
-def _least_squares(histogram: Histogram) -> float:
-    """Return the clipping point with the smallest mean squared error of rounding and clipping together."""
+def _least_error(histogram: Histogram, power: float, steps: int) -> float:
+    """Return the clipping point with the smallest sum of ``|x - q(x)| ** power``, of rounding and clipping together.
+
+    The larger the power, the less is clipped: 2 is the mean squared error, infinity the largest value.
+    """
     used = np.flatnonzero(histogram.counts)
     centres, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
-    points = np.arange(_LEVELS, len(histogram.counts) + 1, _STEP) * histogram.width
+    points = np.arange(steps + 1, len(histogram.counts) + 1, _STEP) * histogram.width
     errors = []
     for point in points:
-        scale = point / INT8_MAX
-        rounded = np.minimum(np.rint(centres / scale), INT8_MAX) * scale
-        errors.append(float(counts @ (centres - rounded) ** 2))
+        scale = point / steps
+        rounded = np.minimum(np.rint(centres / scale), steps) * scale
+        errors.append(float(counts @ np.abs(centres - rounded) ** power))
     return float(points[int(np.argmin(errors))])
 
 
-def _least_divergence(histogram: Histogram) -> float:
-    """Return the clipping point whose 128 levels lose the least information (Kullback-Leibler divergence).
+def _least_divergence(histogram: Histogram, levels: int) -> float:
+    """Return the clipping point whose levels lose the least information (Kullback-Leibler divergence).
 
     The bin at 0 is left out: behind a Relu it holds most values, which are exact, and would dominate the others.
 
@@ -145,27 +185,27 @@ def _least_divergence(histogram: Histogram) -> float:
     """
     counts = histogram.counts.astype(np.float64)
     counts[0] = 0.0
-    candidates = np.arange(_LEVELS, len(counts) + 1, _STEP)
-    estimates = _estimated_divergences(counts, candidates)
+    candidates = np.arange(levels, len(counts) + 1, _STEP)
+    estimates = _estimated_divergences(counts, candidates, levels)
     close = candidates[estimates <= estimates.min() + _ROUNDING] if np.isfinite(estimates).any() else [len(counts)]
-    return min(close, key=lambda bins: _divergence(counts, int(bins))) * histogram.width
+    return min(close, key=lambda bins: _divergence(counts, int(bins), levels)) * histogram.width
 
 
-def _divergence(counts: np.ndarray, bins: int) -> float:
-    """Return the divergence of the first `bins` bins in 128 levels from all counts, those above in the last bin."""
+def _divergence(counts: np.ndarray, bins: int, levels: int) -> float:
+    """Return the divergence of the first `bins` bins in some levels from all counts, those above in the last bin."""
     exact = counts[:bins].copy()
     exact[-1] += counts[bins:].sum()
-    level = np.arange(bins) * _LEVELS // bins
+    level = np.arange(bins) * levels // bins
     filled = counts[:bins] > 0
-    mass = np.bincount(level, counts[:bins], _LEVELS)
-    shared = np.bincount(level, filled, _LEVELS)
+    mass = np.bincount(level, counts[:bins], levels)
+    shared = np.bincount(level, filled, levels)
     rounded = np.where(filled, (mass / np.maximum(shared, 1))[level], 0.0)
     used = exact > 0
     p, q = exact[used] / exact.sum(), rounded[used] / rounded.sum()
     return float(np.sum(p * np.log(p / q)))
 
 
-def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray, levels: int) -> np.ndarray:
     """Return `_divergence` of all candidates up to rounding, from cumulative sums.
 
     It is infinite if values would be clipped to a bin that has no counts itself.
@@ -173,7 +213,7 @@ def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.nda
     filled = counts > 0
     log = np.log(np.where(filled, counts, 1.0))
     below, number, entropy = (np.concatenate([[0.0], np.cumsum(x)]) for x in (counts, filled, counts * log))
-    edges = -(np.arange(_LEVELS + 1) * -candidates[:, None] // _LEVELS)  # where each level begins: rounded up
+    edges = -(np.arange(levels + 1) * -candidates[:, None] // levels)  # where each level begins: rounded up
     mass, shared = np.diff(below[edges], axis=1), np.diff(number[edges], axis=1)
     rounded = np.log(np.where(mass > 0, mass, 1.0) / np.maximum(shared, 1.0))  # of each bin of a level
     last, clipped = counts[candidates - 1], below[-1] - below[candidates]
@@ -185,27 +225,3 @@ def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray) -> np.nda
     return np.where(infinite, np.inf, difference / below[-1] + np.log(inside / below[-1]))
 
 
-def weight_scales(weight: np.ndarray) -> np.ndarray:
-    """Return ``max(|w|) / 127`` of each output channel of a Conv weight, at least 2^-14.
-
-    Args:
-        weight: (out, in / groups, height, width).
-
-    Returns:
-        float32 (out,).
-    """
-    largest = np.abs(weight.astype(np.float64)).reshape(weight.shape[0], -1).max(axis=1)
-    return np.asarray(np.maximum(largest / INT8_MAX, MINIMUM_SCALE), np.float32)
-
-
-def fake_quantize_weight(weight: np.ndarray) -> np.ndarray:
-    """Return the weight rounded to INT8 and back, as by QuantizeLinear and DequantizeLinear.
-
-    Args:
-        weight: (out, in / groups, height, width) float32.
-
-    Returns:
-        float32, of that shape.
-    """
-    scale = weight_scales(weight).reshape(-1, *[1] * (weight.ndim - 1))
-    return np.asarray(np.clip(np.rint(weight / scale), -INT8_MAX - 1, INT8_MAX) * scale, np.float32)

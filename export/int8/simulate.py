@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from export.metrics.distances import Comparison, compare
+from export.metrics.per_image import sqnr_by_image
 from export.onnx_passes.graph import copy_model
 from export.ort_session import open_session
 from export.words import percent
@@ -59,6 +61,32 @@ def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> on
 
 
 @dataclass(frozen=True)
+class Judged(Comparison):
+    """A comparison on held-out images, with the spread over them: one image can carry a third of all noise.
+
+    Args:
+        median_db: Median over the images of each image's own SQNR, dB; inf if most are equal, -inf if most are not
+            finite.
+        low_db: Its 5th percentile.
+        worst_db: Its smallest value.
+    """
+
+    median_db: float = math.inf
+    low_db: float = math.inf
+    worst_db: float = math.inf
+
+    @classmethod
+    def of(cls, reference: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> Judged:
+        """Compare logits, (N, classes), with those of the reference."""
+        comparison = compare(reference, logits, labels)
+        by_image = np.sort(sqnr_by_image(reference, logits))
+        # The nearest rank, as no mean is taken of infinite values.
+        median, low = (float(by_image[math.floor(share * (len(by_image) - 1))]) for share in (0.5, 0.05))
+        values = {field.name: getattr(comparison, field.name) for field in fields(comparison)}
+        return cls(**values, median_db=median, low_db=low, worst_db=float(by_image[0]))
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """Images that gave no scales, on which quantized models are compared with FP32.
 
@@ -82,16 +110,16 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def judge(self, model: onnx.ModelProto) -> Comparison:
+    def judge(self, model: onnx.ModelProto) -> Judged:
         """Return the comparison of a model, on an FP32 base, with the reference."""
         return next(self.judge_variants(model, [{}]))
 
     def judge_variants(
         self, model: onnx.ModelProto, variants: Iterable[Mapping[str, np.ndarray]]
-    ) -> Iterator[Comparison]:
+    ) -> Iterator[Judged]:
         """Yield the comparison of each variant of a model with the reference, see `simulate_variants`."""
         for logits in simulate_variants(model, self.pixels, self.batch_size, variants):
-            yield compare(self.reference, logits, self.labels)
+            yield Judged.of(self.reference, logits, self.labels)
 
     def first(self, count: int) -> HeldOut:
         """Return the first images only."""

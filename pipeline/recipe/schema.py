@@ -59,7 +59,11 @@ BACKBONES = Literal[
 ]  # fmt: skip
 IMAGENET = "imagenet"  # as model.weights: the weights that keras.applications publishes, downloaded and checked
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
-METHODS = Literal["auto", "minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"]
+METHODS = Literal[
+    "auto",
+    *("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"),
+    *("lp_2.4", "lp_3"),
+]
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,24 @@ class Quantize:
     equalize: Annotated[bool, "equalize the ranges of an activation's channels; the FP32 model computes the same"] = (
         True
     )
+    shift: Annotated[
+        Literal["auto", "always", "conv", "never"],
+        "the eighth bit behind a ReLU: a Clip lowers the activation by 128 scales, so that it has 255 levels instead of "
+        "128; auto: where that is exact and helps, conv: only right behind a convolution, always: without trying",
+    ] = "auto"
+    rounding: Annotated[
+        Literal["second_order", "nearest"],
+        "how weights are rounded; second_order: the codes that change a convolution's output least, where that helps",
+    ] = "second_order"
+    rounding_images: Annotated[Positive, "calibration images that second-order rounding looks at"] = 192
     bias_correction: Annotated[bool, "correct the biases by the mean quantization error, where that helps"] = True
+    trunk: Annotated[
+        Literal["fp32", "fp16"], "the type of scales, biases and residual sums between INT8 layers; FP16 rounds them"
+    ] = "fp32"
+    effort: Annotated[
+        Literal["full", "fast"],
+        "fast: tries fewer ways to choose scales, and rounds weights to nearest; full takes ResNet-50 minutes more",
+    ] = "full"
     sensitivity: Annotated[
         Literal["auto", "always", "never"],
         "measure the error of each layer alone; auto: if INT8 or FP16 throughout misses `verify.thresholds`",

@@ -16,7 +16,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, load, numpy_helper
 
 from export.errors import ProjectError
-from export.int8.scales import SCALES_REMEDY, Scales, weight_scales
+from export.int8.scales import SCALES_REMEDY, Scales
+from export.int8.weights import weight_scales
 from export.onnx_passes.graph import Index, attribute
 from export.onnx_passes.layer_names import keras_layer
 from export.records import read_record
