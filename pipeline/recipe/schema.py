@@ -60,10 +60,8 @@ BACKBONES = Literal[
 IMAGENET = "imagenet"  # as model.weights: the weights that keras.applications publishes, downloaded and checked
 PREPROCESSING = Literal["auto", "caffe", "tf", "torch", "unit", "none"]
 METHODS = Literal[
-    "auto",
-    *("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"),
-    *("lp_2.4", "lp_3"),
-]
+    "auto", "minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse", "lp_2.4", "lp_3",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
