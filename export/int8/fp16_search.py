@@ -17,8 +17,7 @@ from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept
 from export.int8.report import Distances, Fp16Report, Fp16Rounding, Rounding
 from export.int8.sensitivity import LayerCost, select_layers
-from export.int8.simulate import HeldOut, describe_comparison
-from export.metrics.distances import Comparison
+from export.int8.simulate import HeldOut, Judged, describe_comparison
 from export.onnx_passes.graph import (
     attribute,
     convert_opset,
@@ -112,7 +111,7 @@ def measure_units(
     """
     operators = {node.name: node.op_type for node in model.graph.node}
 
-    def judge(unit: str) -> Comparison:
+    def judge(unit: str) -> Judged:
         return held_out.judge(emulate_half(make([name for name in operators if name not in units[unit]])))
 
     return sorted(
@@ -206,7 +205,7 @@ def search_fp16(
     def keep(kept: Mapping[str, Kept]) -> dict[str, str]:
         return dict(unfit) | {node: kept[unit].why for unit in kept for node in units[unit]}
 
-    def judge(kept: Mapping[str, Kept]) -> Comparison:
+    def judge(kept: Mapping[str, Kept]) -> Judged:
         return held_out.judge(emulate_half(make(keep(kept))))
 
     most = int(options.max_kept_fp32 * sum(cost.op == "Conv" for cost in costs))

@@ -148,12 +148,6 @@ def _as_half(model: onnx.ModelProto, name: str) -> np.ndarray | None:
     return None if tensor is None else numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
 
 
-def scale_values(scales: Scales, model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Return the scales of activations as the initializers of a quantized model, float32 () by name."""
-    names = {_scale_name(tensor): value for tensor, value in scales.scales.items()}
-    return {t.name: np.asarray(names[t.name], np.float32) for t in model.graph.initializer if t.name in names}
-
-
 def _scale_name(tensor: str) -> str:
     return f"{tensor.replace(':', '_')}/scale"
 
@@ -236,7 +230,5 @@ def _insert_codes(graph: onnx.GraphProto, name: str, weight: RoundedWeight) -> s
     for tensor, values in zip(names, (weight.codes, weight.scales, zero)):
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), tensor))
     dequantized = f"{stem}/dequantized"
-    graph.node.append(
-        helper.make_node("DequantizeLinear", names, [dequantized], f"{stem}/DequantizeLinear", axis=0)
-    )
+    graph.node.append(helper.make_node("DequantizeLinear", names, [dequantized], f"{stem}/DequantizeLinear", axis=0))
     return dequantized

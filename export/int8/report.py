@@ -89,6 +89,21 @@ class BiasCorrection:
     after: Distances
 
 
+@dataclass(frozen=True)
+class Equalization:
+    """The effect of equalization on the scales of one method.
+
+    Args:
+        used: Whether the equalized model is used.
+        before: Without it.
+        after: With it.
+    """
+
+    used: bool
+    before: Distances
+    after: Distances
+
+
 ShiftMode = Literal["auto", "always", "conv", "never"]
 WeightRounding = Literal["second_order", "nearest"]
 
@@ -221,6 +236,7 @@ class CalibrationReport:
         kept: Nodes that stay in float.
         budget_met: Whether the result meets the budget.
         shift: The eighth bit behind a ReLU.
+        equalization: None if the recipe turns it off, or does not try the model without it.
         rounding: Second-order rounding of the weights; None if the recipe turns it off.
         bias_correction: None if the recipe turns it off.
         mixed: Distances with the kept nodes in float.
@@ -241,6 +257,7 @@ class CalibrationReport:
     kept: tuple[str, ...]
     budget_met: bool
     shift: ShiftReport
+    equalization: Equalization | None = None
     rounding: SecondOrder | None = None
     bias_correction: BiasCorrection | None = None
     mixed: Distances | None = None

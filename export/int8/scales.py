@@ -223,5 +223,3 @@ def _estimated_divergences(counts: np.ndarray, candidates: np.ndarray, levels: i
     inside = np.where(infinite, 1.0, below[candidates])
     difference = exact - (mass * rounded).sum(axis=1) - clipped * rounded[:, -1]
     return np.where(infinite, np.inf, difference / below[-1] + np.log(inside / below[-1]))
-
-

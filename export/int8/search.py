@@ -1,67 +1,54 @@
-"""The search for the best INT8 graph: method, bias correction, and the fewest layers in float that meet a budget.
+"""The search for the best INT8 graph: one step after the other, each kept only if it helps on held-out images.
 
-Every choice is made on held-out images, which gave no scales, and reported. `export.int8.fp16_search` finds the FP16
-graph.
+The steps are equalization, the method of the scales together with the shift behind a ReLU, second-order rounding of the
+weights, bias correction on the rounded weights, and, if the budget is missed, the fewest layers in float that meet it.
+Held-out images gave no scales, and every choice is reported. `export.int8.fp16_search` finds the FP16 graph.
 """
 
+import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
-from export.calibration import ChannelStatistics, Histogram, collect_histograms, collect_statistics
+from export.calibration import collect_statistics
 from export.fp16.convert import unfit_for_fp16
-from export.int8.bias_correction import BiasError, bias_errors, collect_mean_maps, correct_biases
-from export.int8.equalization import Equalized, equalize
+from export.int8.bias_correction import BiasError
+from export.int8.calibrated import Calibrated, calibrate
+from export.int8.choice import best, helps
 from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
-from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table, quantizable_tensors
-from export.int8.qdq import quantize, scale_values
-from export.int8.report import BiasCorrection, CalibrationReport, Distances, Placement
+from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table
+from export.int8.qdq import quantize
+from export.int8.report import (
+    BiasCorrection,
+    CalibrationReport,
+    Distances,
+    Equalization,
+    Placement,
+    RoundingReport,
+    SecondOrder,
+    ShiftReport,
+    WeightRecord,
+)
 from export.int8.scales import METHODS, Scales
-from export.int8.sensitivity import Budget, LayerCost, measure_layers, select_layers
-from export.int8.simulate import HeldOut, describe_comparison
-from export.metrics.distances import Comparison
+from export.int8.second_order import SecondOrderWeights, round_second_order
+from export.int8.sensitivity import LayerCost, measure_layers, select_layers
+from export.int8.shift import Regions, allowed, find_regions
+from export.int8.simulate import HeldOut, Judged, describe_comparison
+from export.int8.weights import RoundedWeight
+from export.onnx_passes.graph import constants
 from export.words import count, listed
 
 logger = logging.getLogger(__name__)
 
-_TIE_DB = 0.5  # SQNRs of two methods that differ by less are equal, and agreement decides
+QUICK = ("entropy", "mse", "lp_2.4", "lp_3")  # the methods that ``effort: fast`` tries
+_FIRST = "lp_2.4"  # the method with which equalization is tried
 # Returns the calibration images in batches, uint8 (N, height, width, 3) RGB; the text describes the pass.
 Batches = Callable[[str], Iterable[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A float model with histograms of the activations that will be quantized.
-
-    Args:
-        model: float32; its weights will be rounded.
-        histograms: Tensor name -> its histogram.
-        images: Number of calibration images.
-        equalized: Number of activations whose ranges equalization changed.
-        factors: From `export.int8.equalization.Equalized`.
-    """
-
-    model: onnx.ModelProto
-    histograms: Mapping[str, Histogram]
-    images: int
-    equalized: int
-    factors: Mapping[str, np.ndarray]
-
-    def scales(self, method: str) -> Scales:
-        """Return the scales of a method of `METHODS`."""
-        return Scales.from_histograms(self.histograms, method, images=self.images)
-
-    def bias_errors(self, scales: Scales, batches: Iterable[np.ndarray]) -> list[BiasError]:
-        """Return the mean error of each quantized node with some scales."""
-        return bias_errors(self.model, collect_mean_maps(self.model, batches, scales))
-
-    def corrected(self, errors: Sequence[BiasError], kept: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the model with its biases corrected for these errors, except those of kept nodes."""
-        return correct_biases(self.model, errors, kept)[0] if errors else self.model
 
 
 @dataclass(frozen=True)
@@ -72,25 +59,31 @@ class SearchResult:
         fp16: The FP16 graph.
         model: The float model of the INT8 graph: equalized, biases corrected.
         scales: The scales of its activations.
+        weights: Name of the weight of a quantized Conv -> what it is rounded to.
         factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the FP32 model.
+        offsets: Tensor name -> (C,) or (1,), what is added to its values before that, see `export.int8.shift`.
         kept: Node name -> why it stays in float.
         int8: The INT8 graph on an FP16 base.
         placements: The precision of each of its nodes.
         costs: The cost of each layer alone, the highest first; empty if none was measured.
         result: The INT8 graph compared with FP32 on held-out images.
         report: The content of calibration.json.
+        rounding: The content of rounding.json.
     """
 
     fp16: Fp16Result
     model: onnx.ModelProto
     scales: Scales
+    weights: Mapping[str, RoundedWeight]
     factors: Mapping[str, np.ndarray]
+    offsets: Mapping[str, np.ndarray]
     kept: Mapping[str, Kept]
     int8: onnx.ModelProto
     placements: list[Placement]
     costs: Sequence[LayerCost]
-    result: Comparison
+    result: Judged
     report: CalibrationReport
+    rounding: RoundingReport
 
 
 def search(
@@ -114,12 +107,18 @@ def search(
         named = listed((f"{node}: {why}" for node, why in unfit.items()), separator="; ")
         logger.warning("  %s FP32: %s", count(len(unfit), "layer stays", "layers stay"), named)
     fp16 = search_fp16(model, statistics, unfit, held_out, options, track)
-    base = calibrate(model, statistics, batches("histograms"), images, equalized=options.equalize)
-    run = _Int8Search(base, held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
-    methods = run.choose_method()
+    candidates = [
+        calibrate(model, statistics, batches(description), images, equalized=equalized)
+        for equalized, description in _bases(options)
+    ]
+    run = _Int8Search(candidates[0], held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
+    equalization = run.choose_base(candidates)
+    methods, shift = run.choose_scales()
     if dead := run.scales.smallest:
         subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
         logger.warning("  %s the smallest scale: %s", subject, listed(dead))
+    second_order = options.rounding == "second_order" and options.effort == "full"
+    rounding = run.round_weights(batches) if second_order else None
     correction = run.correct(batches("biases")) if options.bias_correction else None
     throughout = run.result
     met = options.int8.met_by(throughout)
@@ -127,58 +126,39 @@ def search(
     if options.sensitivity == "always" or (options.sensitivity == "auto" and not met):
         costs = run.measure()
         met = met or run.keep_layers(costs)
-    rounded = run.model(run.kept)
-    int8, placements = quantize(rounded, run.scales, kept=run.kept)
-    logger.debug("placement of INT8:\n%s", placement_table(placements))
+    corrected = run.model(run.kept)
+    int8 = quantize(corrected, run.scales, weights=run.weights, trunk=options.trunk, kept=run.kept)
+    logger.debug("placement of INT8:\n%s", placement_table(int8.placements))
     report = CalibrationReport(
         fp16.report,
-        base.equalized,
+        run.base.equalized,
         len(held_out),
         images,
-        *int8_convs(placements),
+        *int8_convs(int8.placements),
         budget=str(options.int8),
         method=run.scales.method,
-        methods={name: Distances.of(comparison) for name, comparison in methods.items()},
+        methods={name: Distances.of(judged) for name, judged in methods.items()},
         all_int8=Distances.of(throughout),
         kept=tuple(run.kept) if run.mixed else (),
         budget_met=met,
+        shift=shift,
+        equalization=equalization,
+        rounding=rounding,
         bias_correction=correction,
         mixed=Distances.of(run.result) if run.mixed else None,
+        trunk=options.trunk,
     )
-    return SearchResult(fp16, rounded, run.scales, base.factors, run.kept, int8, placements, costs, run.result, report)
+    return SearchResult(
+        *(fp16, corrected, run.scales, run.weights, run.base.factors, int8.offsets, run.kept, int8.model),
+        *(int8.placements, costs, run.result, report, run.record()),
+    )
 
 
-def calibrate(
-    model: onnx.ModelProto,
-    statistics: Mapping[str, ChannelStatistics],
-    batches: Iterable[np.ndarray],
-    images: int,
-    *,
-    equalized: bool,
-) -> Calibrated:
-    """Return the model, equalized or not, with the histograms for its scales.
-
-    Args:
-        model: float32.
-        statistics: From `export.calibration.collect_statistics`.
-        batches: Calibration images, uint8 (N, height, width, 3) RGB.
-        images: Number of images.
-        equalized: Whether the channels of an activation are scaled to similar ranges.
-    """
-    base = equalize(model, statistics) if equalized else Equalized(model, dict(statistics), 0, {})
-    limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
-    return Calibrated(base.model, collect_histograms(base.model, batches, limits), images, base.tensors, base.factors)
-
-
-def best_method(results: Mapping[str, Comparison], budget: Budget) -> str:
-    """Return the method with the best SQNR among those that meet the budget, or among all if none meets it.
-
-    Of methods within half a decibel of the best, the one with the best agreement is returned.
-    """
-    met = {name: result for name, result in results.items() if budget.met_by(result)} or results
-    best = max(result.sqnr_db for result in met.values())
-    close = [name for name, result in met.items() if result.sqnr_db >= best - _TIE_DB or result.sqnr_db == best]
-    return max(close, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
+def _bases(options: SearchOptions) -> list[tuple[bool, str]]:
+    """Return whether each base to try is equalized, and how the pass over its images is called; the usual one first."""
+    if not options.equalize:
+        return [(False, "histograms")]
+    return [(True, "histograms")] + ([(False, "without equalization")] if options.effort == "full" else [])
 
 
 class _Int8Search:
@@ -187,41 +167,111 @@ class _Int8Search:
     def __init__(
         self, base: Calibrated, held_out: HeldOut, options: SearchOptions, kept: dict[str, Kept], track: Track
     ) -> None:
-        self._base, self._held_out, self._options, self._track = base, held_out, options, track
+        self.base, self._held_out, self._options, self._track = base, held_out, options, track
         self._errors: list[BiasError] = []
+        self._second: SecondOrderWeights | None = None
         self.kept = kept
         self.mixed = False  # whether a selection of layers that stay in float was made
         self.scales: Scales
-        self.result: Comparison
+        self.weights: Mapping[str, RoundedWeight] = {}
+        self.result: Judged
 
     def model(self, kept: Mapping[str, Kept]) -> onnx.ModelProto:
         """Return the float model of the INT8 model, with biases corrected for the nodes that are quantized."""
-        return self._base.corrected(self._errors, kept)
+        return self.base.corrected(self._errors, kept)
 
-    def _judge(self, kept: Mapping[str, Kept]) -> Comparison:
-        return self._held_out.judge(quantize(self.model(kept), self.scales, base="fp32", kept=kept)[0])
+    def _judge(self, kept: Mapping[str, Kept]) -> Judged:
+        graph = quantize(self.model(kept), self.scales, weights=self.weights, base="fp32", kept=kept)
+        return self._held_out.judge(graph.model)
 
-    def choose_method(self) -> dict[str, Comparison]:
-        """Set the scales of the best method; return the comparison of each method."""
-        candidates = {
-            name: self._base.scales(name)
-            for name in (METHODS if self._options.method == "auto" else (self._options.method,))
-        }
-        quantized, _ = quantize(self.model(self.kept), next(iter(candidates.values())), base="fp32", kept=self.kept)
-        comparisons = self._held_out.judge_variants(
-            quantized, (scale_values(scales, quantized) for scales in candidates.values())
+    def _use(self, base: Calibrated) -> Regions:
+        self.base, self.weights = base, base.nearest(self._options.trunk)
+        return find_regions(base.model)
+
+    def _judge_scales(self, method: str, shifted: Sequence[str]) -> tuple[Scales, Judged]:
+        self.scales = self.base.scales(method, shifted, self._options.trunk)
+        return self.scales, self._judge(self.kept)
+
+    def choose_base(self, candidates: Sequence[Calibrated]) -> Equalization | None:
+        """Set the base: equalized, if that helps; report on it if both were tried."""
+        results = []
+        for base in candidates:
+            regions = self._use(base)
+            if len(candidates) > 1 and base.histograms:
+                results.append(self._judge_scales(_FIRST, allowed(regions, self._options.shift))[1])
+        self._use(candidates[0])
+        if not results:
+            return None
+        after, before = results
+        used = helps(before, after, self._options.int8)
+        if not used:
+            self._use(candidates[1])
+        return Equalization(used, Distances.of(before), Distances.of(after))
+
+    def choose_scales(self) -> tuple[dict[str, Judged], ShiftReport]:
+        """Set the scales of the best method, shifted if that helps; return the comparison of each method."""
+        mode = self._options.shift
+        regions = find_regions(self.base.model)
+        shifted = allowed(regions, mode)
+        methods: Sequence[str] = (self._options.method,)
+        if self._options.method == "auto":
+            methods = QUICK if self._options.effort == "fast" else METHODS
+        chosen, results = self._choose_method(methods, shifted, {})
+        plain: Judged | None = None
+        after = results[chosen] if shifted else None
+        if shifted and mode != "always":
+            plain = self._judge_scales(chosen, ())[1]
+            if not helps(plain, results[chosen], self._options.int8):
+                shifted = ()
+                chosen, results = self._choose_method(methods, (), {chosen: plain})
+        self.scales, self.result = self.base.scales(chosen, shifted, self._options.trunk), results[chosen]
+        report = ShiftReport(
+            bool(shifted),
+            tuple(self.scales.shifted),
+            dict(regions.refused) if mode != "never" else {},
+            len(self.base.histograms),
+            None if plain is None else Distances.of(plain),
+            None if after is None else Distances.of(after),
         )
-        results = dict(zip(self._track(list(candidates), "methods", "method"), comparisons))
-        chosen = best_method(results, self._options.int8)
-        self.scales, self.result = candidates[chosen], results[chosen]
-        return results
+        return results, report
+
+    def _choose_method(
+        self, methods: Sequence[str], shifted: Sequence[str], known: Mapping[str, Judged]
+    ) -> tuple[str, dict[str, Judged]]:
+        """Return the best method and the comparison of each; those of `known` are not tried again."""
+        description = "methods" if not known else "methods without shift"
+        results = dict(known)
+        for method in self._track([name for name in methods if name not in known], description, "method"):
+            results[method] = self._judge_scales(method, shifted)[1]
+        results = {method: results[method] for method in methods}
+        return best(results, self._options.int8), results
+
+    def round_weights(self, batches: Batches) -> SecondOrder:
+        """Round the weights by second order, and undo it if the logits do not come closer."""
+        before, nearest = self.result, self.weights
+        second = round_second_order(
+            self.base.model,
+            self.scales,
+            batches,
+            images=self._options.rounding_images,
+            kind=self._options.trunk,
+            track=lambda names: self._track(names, "second-order rounding", "layer"),
+        )
+        self.weights = {**nearest, **second.weights}
+        after = self._judge(self.kept)
+        used = helps(before, after, self._options.int8)
+        if used:
+            self.result, self._second = after, second
+        else:
+            self.weights = nearest
+        return SecondOrder(used, second.images, Distances.of(before), Distances.of(after), second.skipped)
 
     def correct(self, batches: Iterable[np.ndarray]) -> BiasCorrection:
         """Correct the biases, and undo it if the logits do not come closer."""
         before = self.result
-        self._errors = self._base.bias_errors(self.scales, batches)
+        self._errors = self.base.bias_errors(self.scales, self.weights, batches)
         after = self._judge(self.kept)
-        used = after.sqnr_db > before.sqnr_db
+        used = helps(before, after, self._options.int8)
         if used:
             self.result = after
         else:
@@ -231,10 +281,11 @@ class _Int8Search:
     def measure(self) -> list[LayerCost]:
         """Return the cost of each layer alone, the highest first."""
         return measure_layers(
-            self._base.model,
+            self.base.model,
             self.scales,
             self._held_out.first(self._options.sensitivity_images),
             lambda names: self._track(names, "sensitivity", "layer"),
+            weights=self.weights,
         )
 
     def keep_layers(self, costs: Sequence[LayerCost]) -> bool:
@@ -250,3 +301,22 @@ class _Int8Search:
             "  INT8 throughout: %s; kept in float, %d: %s", before, len(self.kept), describe_comparison(self.result)
         )
         return selection.met
+
+    def record(self) -> RoundingReport:
+        """Return how the weight of each convolution in INT8 was rounded."""
+        table = constants(self.base.model.graph)
+        second = self._second.weights if self._second is not None else {}
+        records: dict[str, WeightRecord] = {}
+        for node in self.base.model.graph.node:
+            name = node.input[1] if node.op_type == "Conv" and node.name not in self.kept else ""
+            if name in self.weights and name not in records:
+                weight = self.weights[name]
+                gain = self._second.gains_db.get(name) if self._second is not None and name in second else None
+                records[name] = WeightRecord(
+                    node.name,
+                    "second_order" if name in second else "nearest",
+                    hashlib.sha256(np.ascontiguousarray(weight.codes).tobytes()).hexdigest(),
+                    weight.most_steps(numpy_helper.to_array(table[name])),
+                    gain,
+                )
+        return RoundingReport(tuple(records.values()))

@@ -11,7 +11,8 @@ import onnx
 from export.int8.placement import Kept, quantized_edges
 from export.int8.qdq import quantize
 from export.int8.scales import Scales
-from export.int8.simulate import HeldOut
+from export.int8.simulate import HeldOut, Judged
+from export.int8.weights import RoundedWeight
 from export.metrics.distances import Comparison
 from export.onnx_passes.layer_names import keras_layer
 
@@ -105,7 +106,7 @@ class Selection:
     """
 
     kept: dict[str, Kept]
-    comparison: Comparison
+    comparison: Judged
     met: bool
     candidates: int
 
@@ -115,6 +116,7 @@ def measure_layers(
     scales: Scales,
     held_out: HeldOut,
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
+    weights: Mapping[str, RoundedWeight] | None = None,
 ) -> list[LayerCost]:
     """Return the cost of each quantized layer alone, the highest first.
 
@@ -123,13 +125,14 @@ def measure_layers(
         scales: One for each of `quantizable_tensors`.
         held_out: Images that gave no scales.
         track: Shows the progress through the layers. Defaults to not showing it.
+        weights: Name of a weight -> its codes; the others are rounded to nearest. Defaults to none.
     """
     nodes = list(dict.fromkeys(edge.node for edge in quantized_edges(model)))
     operators = {node.name: node.op_type for node in model.graph.node}
 
     def judge(name: str) -> Comparison:
         others = {other: Kept("fp32", "measured alone") for other in nodes if other != name}
-        return held_out.judge(quantize(model, scales, base="fp32", kept=others)[0])
+        return held_out.judge(quantize(model, scales, weights=weights, base="fp32", kept=others).model)
 
     return sorted(
         (LayerCost.of(name, operators[name], judge(name)) for name in track(nodes)), key=lambda cost: -cost.noise
@@ -138,7 +141,7 @@ def measure_layers(
 
 def select_layers(
     costs: Sequence[LayerCost],
-    judge: Callable[[Mapping[str, Kept]], Comparison],
+    judge: Callable[[Mapping[str, Kept]], Judged],
     budget: Budget,
     most_convs: int,
     precision: str = "fp16",

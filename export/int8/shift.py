@@ -11,7 +11,7 @@ for m. Which tensors are shifted, and why others are not, follows from the struc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -280,9 +280,11 @@ class _Walk:
 
     def _reader(self, node: onnx.NodeProto, tensor: str) -> list[str]:
         """Make up for the shift in a reader, or return the tensors that it passes the shift on to."""
-        if list(node.input).count(tensor) > 1 or tensor != node.input[0] and node.op_type not in ("Add", "Max", "Min"):
+        if list(node.input).count(tensor) > 1 or (
+            tensor != node.input[0] and node.op_type not in ("Add", "Max", "Min")
+        ):
             raise _Refused(f"{node.op_type} {node.name!r} reads it in another place than its first input")
-        if node.op_type in _MOVING or node.op_type == "MaxPool" and len(node.output) == 1:
+        if node.op_type in _MOVING or (node.op_type == "MaxPool" and len(node.output) == 1):
             return [node.output[0]]
         if node.op_type == "AveragePool":
             if _pads(node) and attribute(node, "count_include_pad", 0):

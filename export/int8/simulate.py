@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from export.metrics.distances import Comparison, compare
 from export.metrics.per_image import sqnr_by_image
-from export.onnx_passes.graph import copy_model
 from export.ort_session import open_session
 from export.words import percent
 
@@ -28,36 +25,10 @@ def simulate(model: onnx.ModelProto, pixels: np.ndarray, batch_size: int = 8) ->
         pixels: uint8 (N, height, width, 3) RGB.
         batch_size: Number of images per run. Defaults to 8.
     """
-    return next(simulate_variants(model, pixels, batch_size, [{}]))
-
-
-def simulate_variants(
-    model: onnx.ModelProto, pixels: np.ndarray, batch_size: int, variants: Iterable[Mapping[str, np.ndarray]]
-) -> Iterator[np.ndarray]:
-    """Yield the logits of `simulate` for each variant of a model's constants; one session runs all of them.
-
-    Args:
-        model: As for `simulate`.
-        pixels: uint8 (N, height, width, 3) RGB.
-        batch_size: Number of images per run.
-        variants: New values of some initializers, by name; the same names in each variant.
-    """
     source, logits = model.graph.input[0].name, model.graph.output[0].name
-    session = None
-    for values in variants:
-        session = session or open_session(_with_inputs(model, values), spinning=False)
-        batches = [{source: pixels[i : i + batch_size], **values} for i in range(0, len(pixels), batch_size)]
-        yield np.concatenate([session.run([logits], batch)[0] for batch in batches])
-
-
-def _with_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """Return the model with some initializers as optional inputs."""
-    result = copy_model(model) if values else model
-    result.graph.input.extend(
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-        for name, value in values.items()
-    )
-    return result
+    session = open_session(model, spinning=False)
+    batches = [pixels[i : i + batch_size] for i in range(0, len(pixels), batch_size)]
+    return np.concatenate([session.run([logits], {source: batch})[0] for batch in batches])
 
 
 @dataclass(frozen=True)
@@ -112,14 +83,7 @@ class HeldOut:
 
     def judge(self, model: onnx.ModelProto) -> Judged:
         """Return the comparison of a model, on an FP32 base, with the reference."""
-        return next(self.judge_variants(model, [{}]))
-
-    def judge_variants(
-        self, model: onnx.ModelProto, variants: Iterable[Mapping[str, np.ndarray]]
-    ) -> Iterator[Judged]:
-        """Yield the comparison of each variant of a model with the reference, see `simulate_variants`."""
-        for logits in simulate_variants(model, self.pixels, self.batch_size, variants):
-            yield Judged.of(self.reference, logits, self.labels)
+        return Judged.of(self.reference, simulate(model, self.pixels, self.batch_size), self.labels)
 
     def first(self, count: int) -> HeldOut:
         """Return the first images only."""

@@ -28,7 +28,15 @@ class RoundedWeight:
     @cached_property
     def values(self) -> np.ndarray:
         """The rounded weight, float32 (out, in / groups, height, width)."""
-        return np.asarray(self.codes * self.scales.reshape(-1, *[1] * (self.codes.ndim - 1)), np.float32)
+        return np.asarray(self.codes * self._steps, np.float32)
+
+    @property
+    def _steps(self) -> np.ndarray:
+        return self.scales.reshape(-1, *[1] * (self.codes.ndim - 1))
+
+    def most_steps(self, weight: np.ndarray) -> float:
+        """Return the largest distance of a rounded value from a weight's, in scales of its channel."""
+        return float((np.abs(self.values.astype(np.float64) - weight) / self._steps).max(initial=0.0))
 
 
 def weight_scales(weight: np.ndarray, kind: str = "fp32") -> np.ndarray:
