@@ -1,7 +1,7 @@
 """The choice among INT8 graphs by what held-out images show: the usual image first, then the worst ones."""
 
-from collections.abc import Mapping
-from operator import attrgetter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from export.int8.sensitivity import Budget
 from export.int8.simulate import Judged
@@ -12,24 +12,32 @@ TIE_DB = 0.5  # two graphs that differ by less are equal in a value, and the nex
 def best(results: Mapping[str, Judged], budget: Budget) -> str:
     """Return the name of the best graph among those that meet the budget, or among all if none meets it.
 
-    Those with the highest median over the images stay, within half a decibel; of these those with the highest 5th
-    percentile; of these those with the best agreement. The SQNR of all logits decides among the rest: one image of
-    hundreds can carry a third of the noise in it.
+    A share misses the budget if its interval does, as in a verdict: a near tie on one image is no reason. Those with
+    the highest median over the images stay, within half a decibel; of these those with the highest 5th percentile; of
+    these those with the best agreement. The SQNR of all logits comes last, as one image of hundreds can carry a third
+    of its noise.
 
     Args:
         results: Name of a graph -> its comparison; of equal ones the first is returned.
         budget: The budget of the INT8 graph.
     """
-    left = [name for name, judged in results.items() if budget.met_by(judged)] or list(results)
-    for value in ("median_db", "low_db"):
-        highest = max(getattr(results[name], value) for name in left)
-        # Infinite values are equal to each other, and have no distance.
-        left = [
-            n for n in left if getattr(results[n], value) >= highest - TIE_DB or getattr(results[n], value) == highest
-        ]
-    return max(left, key=lambda name: (results[name].top1_agreement, results[name].sqnr_db))
+    certain = replace(budget, certain=True)
+    left = {name: judged for name, judged in results.items() if certain.met_by(judged)} or dict(results)
+    left = _highest(left, lambda judged: judged.median_db)
+    left = _highest(left, lambda judged: judged.low_db)
+    return max(left, key=lambda name: (left[name].top1_agreement, left[name].sqnr_db))
 
 
 def helps(before: Judged, after: Judged, budget: Budget) -> bool:
     """Return whether a step makes a graph better, by the rule of `best`."""
     return best({"before": before, "after": after}, budget) == "after"
+
+
+def _highest(results: Mapping[str, Judged], value: Callable[[Judged], float]) -> dict[str, Judged]:
+    """Return the graphs with the highest value, within `TIE_DB`; two infinite values are equal."""
+    highest = max(map(value, results.values()))
+    return {
+        name: judged
+        for name, judged in results.items()
+        if value(judged) == highest or value(judged) >= highest - TIE_DB
+    }

@@ -1,0 +1,75 @@
+"""The rule that chooses among INT8 graphs."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from export.int8.choice import TIE_DB, best, helps
+from export.int8.sensitivity import Budget
+from export.int8.simulate import Judged
+from export.metrics.per_image import sqnr_by_image
+
+EVERY = Judged.of(np.eye(4), np.eye(4) + 0.01, np.arange(4))
+
+
+def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float = 25.0) -> Judged:
+    interval = (max(0.0, agreement - 0.02), min(1.0, agreement + 0.02))
+    return replace(
+        EVERY,
+        median_db=median,
+        low_db=low,
+        top1_agreement=agreement,
+        agreement_interval=interval,
+        sqnr_db=sqnr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("better", "other"),
+    [
+        (judged(30.0, low=10.0, agreement=0.9, sqnr=20.0), judged(30.0 - TIE_DB - 0.01, low=29.0, sqnr=30.0)),
+        (judged(30.0, low=20.0), judged(30.4, low=19.4)),
+        (judged(30.0, low=20.0, agreement=1.0), judged(30.4, low=20.4, agreement=0.99, sqnr=30.0)),
+        (judged(30.0, sqnr=25.1), judged(30.4, low=20.4, sqnr=25.0)),
+        (judged(math.inf), judged(40.0)),
+        (judged(math.inf, low=20.0), judged(math.inf, low=19.0)),
+        (judged(-30.0), judged(-math.inf)),
+    ],
+    ids=["median", "5th percentile", "agreement", "all logits", "equal logits", "both equal", "not finite"],
+)
+def test_the_usual_image_decides_then_the_worst_ones_then_agreement(better: Judged, other: Judged) -> None:
+    assert best({"other": other, "better": better}, Budget()) == "better"
+    assert best({"better": better, "other": other}, Budget()) == "better"
+    assert helps(other, better, Budget())
+    assert not helps(better, other, Budget())
+
+
+def test_of_equal_graphs_the_one_before_stays() -> None:
+    assert not helps(judged(30.0), judged(30.0), Budget())
+
+
+def test_what_meets_the_budget_is_better_than_what_misses_it() -> None:
+    assert best({"close": judged(40.0, sqnr=19.0), "meets": judged(30.0, sqnr=21.0)}, Budget(sqnr_db=20.0)) == "meets"
+    assert best({"close": judged(40.0, sqnr=19.0)}, Budget(sqnr_db=20.0)) == "close"
+
+
+def test_a_near_tie_on_an_image_does_not_miss_the_budget() -> None:
+    results = {"tie": judged(40.0, agreement=0.98), "meets": judged(30.0, agreement=1.0)}
+    assert best(results, Budget(top1_agreement=0.99)) == "tie"
+    assert best({**results, "tie": judged(40.0, agreement=0.9)}, Budget(top1_agreement=0.99)) == "meets"
+
+
+def test_the_spread_is_that_of_the_images() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(41, 5))
+    logits = reference + rng.normal(size=(41, 5)) * np.linspace(0.001, 0.5, 41)[:, None]
+    found = Judged.of(reference, logits, np.zeros(41, np.int64))
+    by_image = sqnr_by_image(reference, logits)
+    assert found.median_db == np.median(by_image)
+    assert found.low_db == np.percentile(by_image, 5, method="lower")
+    assert found.worst_db == by_image.min()
+    assert found.sqnr_db < found.median_db, "the loud images weigh more in the noise of all logits"
+    broken = Judged.of(reference, np.where(np.arange(41)[:, None] == 0, np.nan, logits), np.zeros(41, np.int64))
+    assert (broken.worst_db, broken.median_db) == (-math.inf, np.sort(np.append(by_image[1:], -math.inf))[20])
