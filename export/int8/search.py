@@ -285,7 +285,7 @@ class _Int8Search:
             self.scales,
             self._held_out.first(self._options.sensitivity_images),
             lambda names: self._track(names, "sensitivity", "layer"),
-            weights=self.weights,
+            self.weights,
         )
 
     def keep_layers(self, costs: Sequence[LayerCost]) -> bool:

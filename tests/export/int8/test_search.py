@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+from export.int8 import calibrated
 from export.int8 import search as room
-from export.int8 import simulate
 from export.int8.options import SearchOptions
 from export.int8.qdq import quantize
 from export.int8.scales import METHODS
-from export.int8.search import SearchResult, search
+from export.int8.search import QUICK, SearchResult, search
+from export.int8.second_order import SecondOrderWeights
 from export.int8.sensitivity import Budget
 from export.int8.simulate import HeldOut
 from export.onnx_passes.graph import op_counts
@@ -34,9 +38,29 @@ WEIGHTS = {
 MODEL = pixel_graph(NODES, WEIGHTS, shapes={"y": ["batch", 3]})
 HELD_OUT = HeldOut.of(MODEL, pixels(12, seed=1), np.arange(12) % 3)
 MISSED = Budget(sqnr_db=300.0)
+# One ReLU right behind a Conv, and one behind a residual Add; both can be shifted.
+BLOCK = pixel_graph(
+    [
+        ("Conv", ["f", "a", "a_bias"], "s", {}),
+        ("Relu", ["s"], "r", {}),
+        ("Conv", ["r", "b", "b_bias"], "m", {}),
+        ("Add", ["m", "r"], "t", {}),
+        ("Relu", ["t"], "u", {}),
+        ("GlobalAveragePool", ["u"], "g", {}),
+        ("Flatten", ["g"], "k", {}),
+        ("Gemm", ["k", "dense", "dense_bias"], "y", {}),
+    ],
+    {
+        **{"a": floats(4, 4, 1, 1, seed=1) / 100, "a_bias": floats(4, seed=2)},
+        **{"b": floats(4, 4, 1, 1, seed=3), "b_bias": floats(4, seed=4)},
+        **{"dense": floats(4, 3, seed=5), "dense_bias": floats(3, seed=6)},
+    },
+    shapes={"y": ["batch", 3]},
+)
+BLOCK_HELD_OUT = HeldOut.of(BLOCK, pixels(12, seed=1), np.arange(12) % 3)
 
 
-def run(told: list[str] | None = None, **options: object) -> SearchResult:
+def run(told: list[str] | None = None, model: onnx.ModelProto = MODEL, **options: object) -> SearchResult:
     said = [] if told is None else told
 
     def batches(what: str) -> list[np.ndarray]:
@@ -47,13 +71,14 @@ def run(told: list[str] | None = None, **options: object) -> SearchResult:
         said.append(what)
         return names
 
-    return search(MODEL, batches, HELD_OUT, SearchOptions(**options), track)
+    return search(model, batches, BLOCK_HELD_OUT if model is BLOCK else HELD_OUT, SearchOptions(**options), track)
 
 
 def test_each_pass_asks_for_the_images_once() -> None:
     told: list[str] = []
     result = run(told)
-    assert told == ["ranges", "histograms", "methods", "biases"]
+    rounding = ["second-order statistics", "second-order rounding"]
+    assert told == ["ranges", "histograms", "without equalization", "methods", *rounding, "biases"]
     assert (result.report.scale_images, result.report.held_out_images) == (8, 12)
     assert set(result.report.methods) == set(METHODS)
     assert result.scales.method == result.report.method
@@ -64,22 +89,22 @@ def test_the_graph_that_is_returned_is_the_one_that_was_judged() -> None:
     assert result.report.bias_correction is not None
     assert result.report.bias_correction.used, "else kept layers and others have the same biases"
     assert result.kept
-    again, _ = quantize(result.model, result.scales, base="fp32", kept=result.kept)
+    again = quantize(result.model, result.scales, weights=result.weights, base="fp32", kept=result.kept).model
     assert HELD_OUT.judge(again) == result.result
-    assert op_counts(again)["QuantizeLinear"] == op_counts(result.int8)["QuantizeLinear"]
+    assert op_counts(again)["DequantizeLinear"] == op_counts(result.int8)["DequantizeLinear"]
     assert result.report.kept == tuple(result.kept)
     assert result.report.mixed is not None
 
 
 def test_the_errors_of_the_biases_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = room.bias_errors
+    real = calibrated.bias_errors
 
     def counted(*arguments: object) -> object:
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(room, "bias_errors", counted)
+    monkeypatch.setattr(calibrated, "bias_errors", counted)
     judged: list[int] = []
     judge = HeldOut.judge
     monkeypatch.setattr(HeldOut, "judge", lambda self, model: judged.append(1) or judge(self, model))
@@ -87,20 +112,126 @@ def test_the_errors_of_the_biases_are_measured_once(monkeypatch: pytest.MonkeyPa
     assert (len(calls), len(judged) > 4) == (1, True)
 
 
-def test_one_session_judges_all_methods_each_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[int] = []
-    real = simulate.open_session
-
-    def counted(*arguments: object, **options: object) -> object:
-        opened.append(1)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(simulate, "open_session", counted)
-    together = run().report
-    assert len(opened) == 4, "FP16 rounded in two ways, INT8 with the scales of each method, INT8 with other biases"
-    alone = {method: run(method=method).report.methods[method] for method in METHODS}
+def test_each_method_is_judged_as_if_it_were_alone() -> None:
+    together = run(rounding="nearest").report
+    alone = {method: run(method=method, rounding="nearest").report.methods[method] for method in METHODS}
     assert together.methods == alone
     assert len({found.sqnr_db for found in alone.values()}) > 2
+
+
+@pytest.mark.parametrize(("mode", "shifted"), [("auto", ("r", "u")), ("always", ("r", "u")), ("conv", ("r",))])
+def test_what_can_be_shifted_is_shifted_where_the_recipe_lets_it(mode: str, shifted: tuple[str, ...]) -> None:
+    result = run(model=BLOCK, shift=mode)
+    report = result.report.shift
+    assert report.used
+    assert (report.shifted, result.scales.shifted, report.quantized) == (shifted, shifted, 3)
+    assert set(shifted) <= set(result.offsets)
+    assert op_counts(result.int8)["Clip"] == len(shifted)
+    assert (report.plain is None) is (mode == "always"), "it is tried only where it is a choice"
+    assert report.after == result.report.methods[result.scales.method]
+
+
+def test_a_shift_that_does_not_help_is_undone_and_the_methods_are_tried_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    never = run(model=BLOCK, shift="never")
+    monkeypatch.setattr(room, "helps", lambda before, after, budget: False)
+    result = run(told, model=BLOCK, rounding="nearest", bias_correction=False, equalize=False)
+    monkeypatch.undo()
+    never = run(model=BLOCK, shift="never", rounding="nearest", bias_correction=False, equalize=False)
+    assert ("methods without shift" in told, result.scales.shifted, result.offsets) == (True, (), {})
+    assert result.report.shift.plain is not None
+    assert result.report.shift.after is not None
+    assert not result.report.shift.used
+    assert (result.report.methods, result.scales) == (never.report.methods, never.scales)
+    assert set(result.report.methods) == set(METHODS)
+
+
+def test_what_cannot_be_shifted_is_named_with_the_reason() -> None:
+    report = run().report.shift
+    assert (report.used, report.shifted, report.after) == (False, (), None)
+    assert report.refused.keys() == {"r", "u"}
+    assert "padding" in report.refused["r"]
+    assert "MatMul" in report.refused["u"], "which has no bias"
+
+
+def test_equalization_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = run(method="minmax")
+    assert used.report.equalization is not None
+    assert used.report.equalization.used, "the channels of this graph have very different ranges"
+    assert used.factors
+    monkeypatch.setattr(room, "helps", lambda before, after, budget: False)
+    result = run(method="minmax", bias_correction=False)
+    assert result.report.equalization == replace(used.report.equalization, used=False)
+    assert (result.factors, result.report.equalized_activations, result.model) == ({}, 0, MODEL)
+
+
+def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = room.round_second_order
+
+    def spoiled(*given: object, **options: object) -> SecondOrderWeights:
+        found = real(*given, **options)
+        weights = {name: replace(weight, codes=weight.codes // 2) for name, weight in found.weights.items()}
+        return replace(found, weights=weights)
+
+    good = run(method="minmax", bias_correction=False)
+    monkeypatch.setattr(room, "round_second_order", spoiled)
+    bad = run(method="minmax", bias_correction=False)
+    nearest = run(method="minmax", bias_correction=False, rounding="nearest")
+    assert good.report.rounding is not None
+    assert bad.report.rounding is not None
+    assert (good.report.rounding.used, bad.report.rounding.used) == (True, False)
+    assert nearest.report.rounding is None
+    assert good.report.rounding.before == bad.report.rounding.before == nearest.report.all_int8 == bad.report.all_int8
+    assert good.report.all_int8 == good.report.rounding.after
+    assert bad.rounding == nearest.rounding
+    assert {weight.method for weight in nearest.rounding.weights} == {"nearest"}
+    assert max(weight.most_steps for weight in nearest.rounding.weights) <= 0.5 + 1e-6
+
+
+def test_the_record_of_rounding_is_that_of_the_codes_in_the_file() -> None:
+    result = run()
+    assert result.report.rounding is not None
+    assert result.report.rounding.used
+    codes = {
+        tensor.name.removesuffix("/quantized"): numpy_helper.to_array(tensor)
+        for tensor in result.int8.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and tensor.name.endswith("/quantized")
+    }
+    assert codes.keys() == {"a", "b"}
+    records = {record.node: record for record in result.rounding.weights}
+    for name, (node, record) in zip(("a", "b"), records.items()):
+        assert node.startswith("Conv")
+        assert record.codes_sha256 == hashlib.sha256(codes[name].tobytes()).hexdigest()
+        assert record.method == "second_order"
+        assert record.gain_db is not None
+        assert record.gain_db >= 0.0
+        assert record.most_steps == result.weights[name].most_steps(weight_of(result.model, name))
+
+
+def weight_of(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == name)
+
+
+def test_the_fast_effort_tries_less() -> None:
+    told: list[str] = []
+    result = run(told, effort="fast")
+    assert told == ["ranges", "histograms", "methods", "biases"]
+    assert set(result.report.methods) == set(QUICK) < set(METHODS)
+    assert (result.report.rounding, result.report.equalization) == (None, None)
+    assert result.report.equalized_activations > 0
+
+
+def test_a_trunk_of_fp16_is_judged_with_the_scales_of_its_file() -> None:
+    result = run(model=BLOCK, trunk="fp16")
+    assert result.report.trunk == "fp16"
+    assert all(float(np.float16(value)) == value for value in result.scales.scales.values())
+    assert all((weight.scales.astype(np.float16) == weight.scales).all() for weight in result.weights.values())
+    kinds = {tensor.name: tensor.data_type for tensor in result.int8.graph.initializer}
+    assert kinds["r/scale"] == kinds["a_bias"] == onnx.TensorProto.FLOAT16
+    kinds = {tensor.name: tensor.data_type for tensor in run(model=BLOCK).int8.graph.initializer}
+    assert kinds["r/scale"] == kinds["a_bias"] == onnx.TensorProto.FLOAT
 
 
 @pytest.mark.parametrize(
@@ -116,11 +247,11 @@ def test_layers_are_measured_where_the_budget_is_missed(sensitivity: str, budget
 
 def test_what_is_turned_off_is_not_done() -> None:
     told: list[str] = []
-    result = run(told, method="mse", equalize=False, bias_correction=False)
+    result = run(told, method="mse", equalize=False, bias_correction=False, rounding="nearest")
     assert "biases" not in told
     assert (result.report.equalized_activations, result.report.bias_correction) == (0, None)
     assert list(result.report.methods) == ["mse"]
-    assert result.model == MODEL
+    assert (result.model, result.report.rounding) == (MODEL, None)
 
 
 def test_fp16_misses_by_a_margin_what_it_barely_reaches() -> None:
@@ -131,8 +262,8 @@ def test_fp16_misses_by_a_margin_what_it_barely_reaches() -> None:
 
 
 def test_the_scales_are_those_of_the_method_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "best_method", lambda results, budget: "minmax")
-    result = run(bias_correction=False)
+    monkeypatch.setattr(room, "best", lambda results, budget: "minmax")
+    result = run(bias_correction=False, rounding="nearest")
     assert (result.scales.method, result.report.method) == ("minmax", "minmax")
     assert result.report.all_int8 == result.report.methods["minmax"]
 
@@ -141,10 +272,10 @@ def test_the_scales_are_those_of_the_method_that_was_chosen(monkeypatch: pytest.
 def test_corrected_biases_stay_where_they_bring_the_logits_closer(
     times: float, helps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = room.bias_errors
+    real = calibrated.bias_errors
     scaled = lambda *given: [replace(found, error=times * found.error) for found in real(*given)]  # noqa: E731
-    monkeypatch.setattr(room, "bias_errors", scaled)
-    result = run(method="minmax", equalize=False)
+    monkeypatch.setattr(calibrated, "bias_errors", scaled)
+    result = run(method="minmax", equalize=False, rounding="nearest")
     correction = result.report.bias_correction
     assert correction is not None
     assert correction.used is helps
@@ -169,7 +300,11 @@ def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed(
 def test_layers_are_measured_on_as_many_images_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers: list[int] = []
     real = room.measure_layers
-    monkeypatch.setattr(room, "measure_layers", lambda model, scales, part, track: numbers.append(len(part)) or real(
-        model, scales, part, track))  # fmt: skip
+
+    def counted(model: onnx.ModelProto, scales: object, part: HeldOut, *others: object) -> object:
+        numbers.append(len(part))
+        return real(model, scales, part, *others)
+
+    monkeypatch.setattr(room, "measure_layers", counted)
     run(method="minmax", sensitivity="always", sensitivity_images=5)
     assert numbers == [5]
