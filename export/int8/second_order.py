@@ -1,20 +1,20 @@
 """Second-order rounding of weights: codes that change a convolution's output least, not its weights.
 
-To first order, rounding the weights w of an output to q adds the noise ``(w - q) H (w - q)^T`` to it, where ``H`` is the
-sum of ``x x^T`` over the inputs x that the convolution sees. GPTQ rounds one weight after the other, and moves those
-that are left so that they make up for the error so far. With ``H = R D R^T``, R upper triangular with a diagonal of
-ones, this is the same as
+Rounding the weights w of an output to q adds noise of the energy ``(w - q) H (w - q)^T`` to it, where ``H`` is the sum
+of ``x x^T`` over the inputs x that the convolution reads. GPTQ rounds one weight after the other, and moves those that
+are left so that they make up for the error so far. With ``H = R D R^T``, R upper triangular with ones as its diagonal,
+that is
 
     q_k = round(w_k + sum over i < k of (w_i - q_i) R_ik)
 
-which needs one Cholesky factorization, and no inverse of H.
+which takes one Cholesky factorization, and no inverse of H.
 
-Source: Frantar et al., Optimal brain compression, NeurIPS 2022, and GPTQ, ICLR 2023, with their damping, order and
-blocks; Chee et al., QuIP, NeurIPS 2023, theorem 6, that the two forms are the same.
+Source: Frantar et al., Optimal brain compression, NeurIPS 2022, and GPTQ, ICLR 2023, of which damping, order and blocks
+are; Chee et al., QuIP, NeurIPS 2023, on the second form.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ from export.onnx_passes.graph import constants, copy_model, producers, topologic
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 BLOCK = 128  # weights whose errors are passed on one by one; those of a block are passed on together
 MOST_GAIN_DB = 100.0
-_SAMPLES_BYTES = 2**29  # of the inputs that are held at once; more convolutions are sampled in another pass
+SAMPLES_BYTES = 2**29  # of the inputs that are held at once; more convolutions are sampled in another pass
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ def round_second_order(
     images: int,
     kind: str = "fp32",
     seed: int = 0,
+    kept: Collection[str] = (),
     track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> SecondOrderWeights:
     """Return the weights of all quantized Convs, rounded for their quantized inputs.
 
     The inputs are those of the float model with all of its activations quantized, at `POSITIONS` random places of the
-    output of each Conv and image. They are held as INT8 codes, so the sums of their products are exact: the result does
-    not depend on the size of the batches, nor on the number of passes that the memory allows.
+    output of each Conv and image. They are held as INT8 codes, so the sums of their products are exact: for given
+    activations the result depends neither on the size of the batches, nor on the number of passes that memory asks for.
 
     Args:
         model: The float32 model that the scales belong to.
@@ -77,14 +78,15 @@ def round_second_order(
         images: The most images to take, the first ones.
         kind: The type that the file holds scales in, as for `export.int8.weights.weight_scales`. Defaults to
             ``"fp32"``.
-        seed: Of the random places. Defaults to 0.
+        seed: Of the random places, at least 0. Defaults to 0.
+        kept: Names of nodes that stay in float. Defaults to none.
         track: Shows the progress through the weights of a pass. Defaults to not showing it.
 
     Raises:
         ProjectError: If there are no images, or a batch has another type or shape than the model takes.
     """
     scales = scales.of_type(kind)
-    probe, inputs, skipped = _with_codes(model, scales)
+    probe, inputs, skipped = _with_codes(model, scales, kept)
     tensors = constants(model.graph)
     weights: dict[str, RoundedWeight] = {}
     gains: dict[str, float] = {}
@@ -169,7 +171,7 @@ def _second_order_codes(exact: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _with_codes(
-    model: onnx.ModelProto, scales: Scales
+    model: onnx.ModelProto, scales: Scales, kept: Collection[str]
 ) -> tuple[onnx.ModelProto, dict[str, list[ConvInput]], dict[str, str]]:
     """Return the model with its activations quantized, and the Convs' inputs in it.
 
@@ -178,7 +180,8 @@ def _with_codes(
     """
     result = copy_model(model)
     graph, tensors = result.graph, constants(result.graph)
-    edges = {(edge.node, edge.index): edge.tensor for edge in quantized_edges(model) if edge.tensor in scales.scales}
+    found = quantized_edges(model, kept)
+    edges = {(edge.node, edge.index): edge.tensor for edge in found if edge.tensor in scales.scales}
     rounded = {tensor: insert_lowered_pair(graph, tensor, scales) for tensor in dict.fromkeys(edges.values())}
     writers = producers(graph)
     inputs: dict[str, list[ConvInput]] = {}
@@ -188,10 +191,10 @@ def _with_codes(
         if node.op_type == "Conv" and node.input[1] not in tensors:
             skipped[node.name] = "its weights are computed"
         elif node.op_type == "Conv" and tensor is None:
-            skipped[node.name] = "it stays in float: its input has no scale"
+            skipped[node.name] = "it stays in float" if node.name in kept else "its input has no scale"
         elif node.op_type == "Conv" and tensor is not None:
             shifted = tensor in scales.shifted
-            pair = writers[rounded[tensor]]
+            pair = writers[rounded[tensor]]  # the DequantizeLinear, or the Add behind it
             codes = (writers[pair.input[0]] if shifted else pair).input[0]
             source = ConvInput.of(node, tensors[node.input[1]], codes, scales.scales[tensor], shifted)
             inputs.setdefault(node.input[1], []).append(source)
@@ -220,7 +223,7 @@ def _passes(inputs: Mapping[str, Sequence[ConvInput]], images: int) -> Iterator[
     size = 0
     for name, sources in inputs.items():
         needed = sum(samples_bytes(source, images) for source in sources)
-        if held and size + needed > _SAMPLES_BYTES:
+        if held and size + needed > SAMPLES_BYTES:
             yield held
             held, size = [], 0
         held.append(name)
