@@ -44,8 +44,8 @@ CASES = {
     "dilated": ((5, 3, 3, 2), (3, 7, 6), {"dilations": [2, 3]}),
     "grouped": ((6, 2, 3, 3), (4, 5, 5), {"group": 2}),
     "depthwise": ((8, 1, 3, 3), (4, 4, 4), {"group": 4, "pads": [1, 1, 1, 1]}),
-    "same, upper": ((5, 3, 3, 4), (3, 7, 8), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
-    "same, lower": ((5, 3, 3, 4), (3, 7, 8), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    "same, upper": ((5, 3, 3, 4), (3, 8, 7), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "same, lower": ((5, 3, 3, 4), (3, 8, 7), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     "valid": ((5, 3, 3, 4), (3, 6, 7), {"auto_pad": "VALID"}),
     "one axis": ((5, 3, 4), (3, 12), {"pads": [2, 1]}),
     "three axes": ((5, 2, 2, 3, 2), (2, 3, 4, 3), {"pads": [0, 1, 0, 1, 0, 0], "strides": [2, 2, 1]}),
@@ -117,3 +117,5 @@ def test_fewer_images_than_expected_leave_nothing_behind():
     samples.add(3, {"codes": x})
     assert samples.seen == 3
     assert np.array_equal(samples.take("conv"), sampled(node, weight, x))
+    with pytest.raises(KeyError):  # the memory is free again
+        samples.take("conv")
