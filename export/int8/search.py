@@ -255,6 +255,7 @@ class _Int8Search:
             batches,
             images=self._options.rounding_images,
             kind=self._options.trunk,
+            kept=self.kept,
             track=lambda names: self._track(names, "second-order rounding", "layer"),
         )
         self.weights = {**nearest, **second.weights}
