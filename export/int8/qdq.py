@@ -40,7 +40,7 @@ class Int8Graph:
     Args:
         model: The graph.
         placements: The precision of each of its nodes.
-        offsets: Tensor -> float64 (1,) or (C,): what has to be added to its values to have those of the float model,
+        offsets: Tensor -> float64 (1,): what has to be added to its values to have those of the float model,
             see `export.int8.shift`.
     """
 
@@ -125,6 +125,7 @@ def quantize(
     stays = {name: entry.precision for name, entry in kept.items()}
     stay = trunk_nodes(result, stays) if half and kind == "fp32" else set()
     if half:
+        stay |= shifted.lifted
         result = to_half(result, keep=[*stay, *(name for name, precision in stays.items() if precision == "fp32")])
     else:
         check_model(result)

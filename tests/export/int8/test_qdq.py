@@ -18,7 +18,7 @@ from export.int8.placement import (
 )
 from export.int8.qdq import quantize
 from export.int8.scales import Scales
-from export.int8.weights import RoundedWeight, round_to_nearest, weight_scales
+from export.int8.weights import weight_scales
 from export.metrics.distances import compare
 from export.onnx_passes import graph
 from tests.export.conftest import calibrate, run_onnx
@@ -28,7 +28,7 @@ from tests.export.tiny_graphs import graph as tiny
 
 
 def dequantizer(model, name):
-    """The DequantizeLinear behind a tensor, and its QuantizeLinear; codes of a weight have None. None without a pair."""
+    """The QuantizeLinear (None for the codes of a weight) and DequantizeLinear before a tensor, None without them."""
     made = graph.producers(model.graph)
     after = made.get(name)
     if after is None or after.op_type != "DequantizeLinear":
