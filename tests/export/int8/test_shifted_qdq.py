@@ -20,6 +20,7 @@ from export.int8.simulate import simulate
 from export.int8.weights import RoundedWeight, round_to_nearest
 from export.metrics.distances import sqnr_db
 from export.onnx_passes import graph
+from export.onnx_passes.file import save_model
 from export.onnx_passes.folding import LOWEST
 from export.tensorrt.build import build_engine
 from export.tensorrt.library import find_tensorrt, why_missing
@@ -91,11 +92,16 @@ def reference(model, scales, kept=(), weights=None, halves=()):
     return graph.topological_sort(result)
 
 
+def db(expected, found):
+    """SQNR of what differs between images."""
+    return sqnr_db(expected - expected.mean(axis=0), found - expected.mean(axis=0))
+
+
 def assert_equal_but_ties(found, expected):
     """A value next to the middle of two codes may be rounded the other way."""
     error = np.abs(found - expected)
     assert np.median(error) <= 2e-6 * np.abs(expected).max()
-    assert sqnr_db(expected, found) > 45
+    assert db(expected, found) > 60
 
 
 def test_it_is_the_float_graph_with_lowered_pairs(net):
@@ -105,10 +111,10 @@ def test_it_is_the_float_graph_with_lowered_pairs(net):
     made = quantize(model, scales, base="fp32")
     assert_equal_but_ties(simulate(made.model, x), expected)
     assert_equal_but_ties(run_onnx(made.model, x, exact=True)[0], expected)
-    noise = sqnr_db(run_onnx(model, x)[0], expected)
-    assert noise < 45, "the graph is quantized"
+    noise = db(run_onnx(model, x)[0], expected)
+    assert noise < 25, "the graph is quantized"
     plain = quantize(model, replace(calibrate(model, [pixels(64)]), shifted=()), base="fp32").model
-    assert noise > sqnr_db(run_onnx(model, x)[0], simulate(plain, x)) + 1, "the eighth bit is worth something"
+    assert noise > db(run_onnx(model, x)[0], simulate(plain, x)) + 0.5, "the eighth bit is worth something"
 
 
 def test_offsets_are_those_of_the_quantized_graph(net):
@@ -143,13 +149,34 @@ def test_kept_nodes_read_and_write_shifted_tensors(net, kept):
         halves = [name for name, precision in kept.items() if precision == "fp16"]
         expected = run_onnx(reference(model, scales, kept), x)[0]
         assert_equal_but_ties(simulate(quantize(model, scales, base="fp32", kept=reasons).model, x), expected)
-        # The bias behind a shift is made with the weights in FP16 that the file holds.
         expected = run_onnx(reference(model, scales, kept, halves=halves), x)[0]
         half = run_onnx(quantize(model, scales, kept=reasons).model, x, exact=True)[0]
-        assert sqnr_db(expected, half) > 45
+        assert db(expected, half) > 27, "FP16 of the head alone is 40 dB"
     for base in ("fp16", "fp32"):
         found = run_onnx(quantize(model, scales, base=base, kept=reasons).model, x, exact=True)[0]
-        assert sqnr_db(exact, found) > 25
+        assert db(exact, found) > 18
+
+
+@pytest.mark.parametrize(("precision", "left"), [("fp16", 0.0), ("fp32", 64 * 2.0**-12), ("int8", 0.0)])
+def test_a_bias_is_made_with_the_weights_that_its_conv_computes_with(precision, left):
+    """FP16 and INT8 round the weights to 1, so that m times their sum is minus the bias."""
+    nodes = [
+        ("Conv", ["f", "w0"], "c", {}),
+        ("Relu", ["c"], "r", {}),
+        ("Conv", ["r", "w0"], "d", {}),  # stays INT8: the tensor has a scale
+        ("Conv", ["r", "w1", "b"], "e", {}),
+        ("Add", ["d", "e"], "y", {}),
+    ]
+    values = {"w0": np.ones((64, 64, 1, 1), np.float32), "w1": np.full((64, 64, 1, 1), 1 + 2.0**-12, np.float32)}
+    model = pixel_graph(nodes, values | {"b": np.full(64, -8192, np.float32)}, x=("batch", 64, 4, 4))
+    scales = Scales({"f": 1.0, "r": 1.0, "d": 1.0, "e": 1.0}, "minmax", 1, shifted=("r",))
+    one = RoundedWeight(np.full((64, 64, 1, 1), 127, np.int8), np.full(64, 1 / 127, np.float32))
+    kept = {} if precision == "int8" else {"Conv_4": Kept(precision, "")}
+    made = quantize(model, scales, weights={"w1": one}, kept=kept).model
+    node = next(n for n in made.graph.node if n.name == "Conv_4")
+    bias = numpy_helper.to_array(graph.constants(made.graph)[node.input[2]])
+    assert bias.dtype == (np.float16 if precision == "fp16" else np.float32)
+    np.testing.assert_allclose(bias, 128 * left, atol=1e-3)
 
 
 def test_both_forms_compute_the_same(net):
@@ -157,9 +184,9 @@ def test_both_forms_compute_the_same(net):
     x = pixels(200, seed=6)
     older = run_onnx(quantize(model, scales, base="fp32").model, x, exact=True)[0]
     newer = quantize(model, scales).model
-    assert sqnr_db(older, run_onnx(newer, x, exact=True)[0]) > 45
+    assert db(older, run_onnx(newer, x, exact=True)[0]) > 37
     fused = run_onnx(newer, x)[0]
-    assert sqnr_db(older, fused) > 35, "in INT8 kernels of ONNX Runtime"
+    assert db(older, fused) > 25, "in INT8 kernels of ONNX Runtime"
 
 
 def test_weights_that_are_given_are_those_of_the_shift(net):
@@ -174,7 +201,7 @@ def test_weights_that_are_given_are_those_of_the_shift(net):
     expected = run_onnx(reference(model, scales, weights=weights), x)[0]
     made = quantize(model, scales, weights=weights, base="fp32").model
     assert_equal_but_ties(simulate(made, x), expected)
-    assert sqnr_db(expected, simulate(quantize(model, scales, base="fp32").model, x)) < 35, "other weights"
+    assert db(expected, simulate(quantize(model, scales, base="fp32").model, x)) < 10, "other weights"
 
 
 # --- codes ------------------------------------------------------------------------------------------------------------
@@ -288,7 +315,7 @@ def test_a_trunk_in_fp16_has_scales_in_fp16_and_is_made_with_them(net):
     for name in ("GlobalAveragePool_13", "GlobalAveragePool_13/lifted"):
         assert precision_of(made.model, name) == {TensorProto.FLOAT}
     x = pixels(200, seed=8)
-    assert sqnr_db(run_onnx(reference(model, rounded), x)[0], run_onnx(made.model, x, exact=True)[0]) > 38
+    assert db(run_onnx(reference(model, rounded), x)[0], run_onnx(made.model, x, exact=True)[0]) > 24
 
 
 GATED = {
@@ -356,17 +383,19 @@ def test_a_tensor_that_only_kept_nodes_read_is_not_shifted(net):
     assert {"r0", "r3", "r4"} < set(made.offsets)
 
 
-def test_tensorrt_builds_the_same_kernels(net, tmp_path):
+def test_tensorrt_builds_the_same_kernels(quantized, tmp_path):
     rtx = find_tensorrt("rtx")
     if rtx is None:
         pytest.skip(why_missing()["rtx"])
-    model, scales = net
-    found = []
-    for name, shifted in (("plain", ()), ("shifted", SHIFTED)):
-        path = tmp_path / f"{name}.onnx"
-        onnx.save(quantize(model, replace(scales, shifted=shifted)).model, path)
-        built = build_engine(path, tmp_path / f"{name}.plan", precision="int8", profile=BatchProfile(1, 4, 8), trt=rtx)
-        found.append(built.found)
-    plain, shifted = found
-    assert plain.convolutions == shifted.convolutions == {"int8": 5}
-    assert plain.by_kind == shifted.by_kind
+    exported, scales, _, _ = quantized
+    names = allowed(find_regions(exported.model), "always")
+    assert len(names) >= 5
+    plain, shifted = [], []
+    for found, moved in ((plain, ()), (shifted, names)):
+        path = save_model(
+            quantize(exported.model, replace(scales, shifted=moved)).model, tmp_path / f"{len(moved)}.onnx"
+        )
+        plan = tmp_path / f"{len(moved)}.plan"
+        found.append(build_engine(path, plan, precision="int8", profile=BatchProfile(1, 4, 8), trt=rtx).found)
+    assert plain[0].convolutions == shifted[0].convolutions == {"int8": 15}
+    assert plain[0].by_kind == shifted[0].by_kind
