@@ -22,7 +22,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.int8.placement import quantized_edges, skip_input
-from export.onnx_passes.folding import LOWEST
 from export.onnx_passes.graph import Index, attribute, copy_model, topological_sort
 
 HIGHEST = np.finfo(np.float32).max  # the maximum of the Clip in place of a ReLU: TensorRT wants a finite one
@@ -416,7 +415,7 @@ class _Rewrite:
         number = next(number for number, name in enumerate(node.input) if name in self._index.constants)
         tensor = self._constant_of(node, number)
         values = numpy_helper.to_array(tensor)
-        _set(tensor, np.where(values == LOWEST, values, values.astype(np.float64) - amount), values.dtype)
+        _set(tensor, values.astype(np.float64) - amount, values.dtype)  # float32's lowest, a border's, stays as it is
 
     def _clip(self, node: onnx.NodeProto, amount: float) -> None:
         bounds = [numpy_helper.to_array(self._index.constants[name]) for name in node.input[1:]]
