@@ -204,13 +204,9 @@ def _rectifies(node: onnx.NodeProto, index: Index) -> bool:
     """Return whether a node is a ReLU, or a Clip at 0 and a constant, as ReLU6."""
     if node.op_type == "Relu":
         return True
-    bounds = [index.constants.get(name) for name in node.input[1:]]
-    return (
-        node.op_type == "Clip"
-        and len(bounds) >= 1
-        and all(bound is not None for bound in bounds)
-        and not numpy_helper.to_array(bounds[0]).any()
-    )
+    bounds = [index.constants[name] for name in node.input[1:] if name in index.constants]
+    constant = node.op_type == "Clip" and len(bounds) == len(node.input) - 1 > 0
+    return constant and not numpy_helper.to_array(bounds[0]).any()
 
 
 @dataclass
