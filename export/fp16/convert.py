@@ -36,6 +36,7 @@ _PREPROCESSING = (
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "QuantizeLinear")
 _CHOOSING = ("Max", "Min")  # return one of their inputs, which is exact in FP16; the converter would keep them FP32
+_RENAMED = "_cast_to_fp16"  # what the converter adds to the name of a tensor that a node kept in FP32 writes
 _CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and the values of other images
 _LOST = 1e-3  # share of a weight's norm: rounding to normal FP16 loses 2e-4, denormals lose more
@@ -104,6 +105,7 @@ def to_half(
         result, keep_io_types=True, disable_shape_infer=True, op_block_list=blocked, node_block_list=kept
     )
     result = topological_sort(_merge_casts(topological_sort(result)))
+    _restore_names(result.graph)
     if kind == "bf16":
         _to_bf16(result.graph, base)
     _name_casts(result.graph)
@@ -268,6 +270,19 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             first.setdefault(key, node.output[0])
     return topological_sort(result)
+
+
+def _restore_names(graph: onnx.GraphProto) -> None:
+    """Give tensors that the converter renamed for a cast which is gone their names again (in place)."""
+    written, outputs = producers(graph), {o.name for o in graph.output}
+    names = {
+        name: plain
+        for name in written.keys() - outputs
+        if (plain := name.removesuffix(_RENAMED)) != name and plain not in written
+    }
+    for node in graph.node:
+        node.output[:] = [names.get(name, name) for name in node.output]
+        rename_inputs(node, names)
 
 
 def _name_casts(graph: onnx.GraphProto) -> None:

@@ -40,7 +40,7 @@ class Int8Graph:
     Args:
         model: The graph.
         placements: The precision of each of its nodes.
-        offsets: Tensor -> float64 (1,) or (C,): what has to be added to its values to have those of the float model,
+        offsets: Tensor -> float64 (1,): what has to be added to its values to have those of the float model,
             see `export.int8.shift`.
     """
 
@@ -98,8 +98,8 @@ def quantize(
     def weight_of(node: onnx.NodeProto) -> np.ndarray | None:
         if (node.name, node.input[1]) in rounded:
             return rounded[node.name, node.input[1]].values
-        stays = half and (node.name not in kept or kept[node.name].precision == "fp16")
-        return _as_half(fp32_model, node.input[1]) if stays else None
+        exact = not half or (node.name in kept and kept[node.name].precision == "fp32")
+        return None if exact else _as_half(fp32_model, node.input[1])
 
     amounts = {name: scales.shift(name) for name in tensors if name in scales.shifted}
     shifted = shift(fp32_model, amounts, weight_of)
@@ -122,9 +122,11 @@ def quantize(
     for edge in edges:
         nodes[edge.node].input[edge.index] = activations[edge.tensor]
     result = topological_sort(result)
-    stay = trunk_nodes(result) - set(kept) if half and kind == "fp32" else set()
+    stays = {name: entry.precision for name, entry in kept.items()}
+    stay = trunk_nodes(result, stays) if half and kind == "fp32" else set()
     if half:
-        result = to_half(result, keep=[*stay, *(name for name, entry in kept.items() if entry.precision == "fp32")])
+        stay |= shifted.lifted
+        result = to_half(result, keep=[*stay, *(name for name, precision in stays.items() if precision == "fp32")])
     else:
         check_model(result)
     return Int8Graph(result, describe(fp32_model, edges, base, kept, stay, shifted.notes), shifted.offsets)

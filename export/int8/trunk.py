@@ -4,6 +4,8 @@ A residual Add, a bias and a scale are rounded to the type of the trunk, and a s
 them into the INT8 kernel before them, which adds up in FP32 in any case.
 """
 
+from collections.abc import Mapping
+
 import onnx
 
 from export.onnx_passes.graph import Index
@@ -15,7 +17,7 @@ _PASSING = (
 )
 
 
-def trunk_nodes(model: onnx.ModelProto) -> set[str]:
+def trunk_nodes(model: onnx.ModelProto, kept: Mapping[str, str] | None = None) -> set[str]:
     """Return the names of the nodes of the trunk.
 
     These are the pairs, the nodes that read a quantized tensor, and behind them the nodes that add a constant or a
@@ -23,7 +25,10 @@ def trunk_nodes(model: onnx.ModelProto) -> set[str]:
 
     Args:
         model: float32 with Q/DQ pairs, in topological order, each node with a name of its own.
+        kept: Name of a node that is not quantized -> its precision. It is no part of the trunk, which begins again
+            behind those in ``"fp32"``, and not behind those in ``"fp16"``. Defaults to None.
     """
+    kept = kept or {}
     index = Index.of(model.graph)
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     trunk: set[str] = set()
@@ -31,7 +36,9 @@ def trunk_nodes(model: onnx.ModelProto) -> set[str]:
     for node in model.graph.node:
         data = [name for name in node.input if name and name not in index.constants]
         passes = node.op_type in _PASSING and bool(data) and inside.issuperset(data)
-        if node.op_type in _PAIR or not dequantized.isdisjoint(node.input) or passes:
+        if node.name in kept:
+            inside.update(node.output if kept[node.name] == "fp32" else ())
+        elif node.op_type in _PAIR or not dequantized.isdisjoint(node.input) or passes:
             trunk.add(node.name)
             inside.update(node.output)
     return trunk

@@ -81,4 +81,5 @@ def quantized(exported):
     from tests.export import keras_models
 
     scales = calibrate(exported.model, [keras_models.images(16, seed=seed) for seed in (1, 2)])
-    return exported, scales, *quantize(exported.model, scales)
+    made = quantize(exported.model, scales)
+    return exported, scales, made.model, made.placements

@@ -70,7 +70,7 @@ def test_export_of_a_resnet50(tmp_path, name, muls, borders, pairs):
     half = compare(expected, run_onnx(to_half(model), pixels)[0])
     assert parity <= 1e-5
     assert half.sqnr_db >= 50
-    int8, _ = quantize(model, calibrate(model, [images(8, 224, seed=1)]))
+    int8 = quantize(model, calibrate(model, [images(8, 224, seed=1)])).model
     result = compare(expected, run_onnx(int8, pixels, exact=True)[0])
     print(
         f"{name}: peak {report['peak'] / 1e9:.2f} GB, parity {parity:.1e}, "

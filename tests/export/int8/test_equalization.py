@@ -209,7 +209,7 @@ def test_one_wide_channel_costs_less_afterwards():
     exact = run_onnx(model, held_out)[0]
 
     def sqnr(candidate):
-        int8, _ = quantize(candidate, calibrate(candidate, [batch]), base="fp32")
+        int8 = quantize(candidate, calibrate(candidate, [batch]), base="fp32").model
         return sqnr_db(exact, run_onnx(int8, held_out, exact=True)[0])
 
     assert sqnr(result.model) > sqnr(model) + 6

@@ -17,7 +17,8 @@ from export.int8.placement import (
     skip_input,
 )
 from export.int8.qdq import quantize
-from export.int8.scales import Scales, weight_scales
+from export.int8.scales import Scales
+from export.int8.weights import weight_scales
 from export.metrics.distances import compare
 from export.onnx_passes import graph
 from tests.export.conftest import calibrate, run_onnx
@@ -27,11 +28,13 @@ from tests.export.tiny_graphs import graph as tiny
 
 
 def dequantizer(model, name):
-    """The DequantizeLinear and QuantizeLinear behind a tensor, or None."""
+    """The QuantizeLinear (None for the codes of a weight) and DequantizeLinear before a tensor, None without them."""
     made = graph.producers(model.graph)
     after = made.get(name)
     if after is None or after.op_type != "DequantizeLinear":
         return None
+    if after.input[0] in graph.constants(model.graph):
+        return None, after
     before = made[after.input[0]]
     assert before.op_type == "QuantizeLinear"
     assert list(before.input[1:]) == list(after.input[1:])
@@ -48,7 +51,9 @@ def test_sqnr(quantized):
 
 
 def test_every_conv_reads_int8_and_keeps_its_bias_in_float(quantized):
-    _, _, model, _ = quantized
+    """Its weight is stored as codes, and its bias is FP32, as the trunk is by default."""
+    exported, _, model, _ = quantized
+    exact = {t.name: numpy_helper.to_array(t) for t in exported.model.graph.initializer}
     table = graph.constants(model.graph)
     values = {name: numpy_helper.to_array(tensor) for name, tensor in table.items()}
     convs = [n for n in model.graph.node if n.op_type == "Conv"]
@@ -56,12 +61,16 @@ def test_every_conv_reads_int8_and_keeps_its_bias_in_float(quantized):
     for conv in convs:
         assert dequantizer(model, conv.input[0]) is not None, conv.name
         before, after = dequantizer(model, conv.input[1])
-        assert before.input[0] in table
-        assert [graph.attribute(n, "axis") for n in (before, after)] == [0, 0]
-        largest = np.abs(values[before.input[0]].astype(np.float32)).max(axis=(1, 2, 3))
-        np.testing.assert_allclose(values[before.input[1]], np.maximum(largest / 127, 2.0**-14), rtol=2e-3)
+        assert before is None
+        assert graph.attribute(after, "axis") == 0
+        weight = exact[after.input[0].removesuffix("/quantized")]
+        largest = np.abs(weight).max(axis=(1, 2, 3))
+        np.testing.assert_allclose(values[after.input[1]], np.maximum(largest / 127, 2.0**-14), rtol=1e-7)
+        codes = values[after.input[0]]
+        assert codes.dtype == np.int8
+        assert np.abs(codes * values[after.input[1]][:, None, None, None] - weight).max() <= largest.max() / 254 * 1.001
         if len(conv.input) > 2:
-            assert table[conv.input[2]].data_type == TensorProto.FLOAT16
+            assert table[conv.input[2]].data_type == TensorProto.FLOAT
 
 
 def test_scales_and_zero_points(quantized):
@@ -69,17 +78,17 @@ def test_scales_and_zero_points(quantized):
     table = graph.constants(model.graph)
     pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     counts = graph.op_counts(model)
-    assert counts["QuantizeLinear"] == counts["DequantizeLinear"] == len(pairs) / 2
-    assert counts["QuantizeLinear"] == len(scales.scales) + counts["Conv"]  # one pair a tensor
+    assert counts["QuantizeLinear"] == len(scales.scales)  # one pair an activation
+    assert counts["DequantizeLinear"] == len(scales.scales) + counts["Conv"]  # a weight is stored as codes
     for node in pairs:
         scale, zero = table[node.input[1]], table[node.input[2]]
-        assert scale.data_type == TensorProto.FLOAT16
+        assert scale.data_type == TensorProto.FLOAT  # as the trunk
         assert zero.data_type == TensorProto.INT8
         assert numpy_helper.to_array(scale).min() >= 2.0**-14
         assert not numpy_helper.to_array(zero).any()
         assert list(zero.dims) == list(scale.dims)
     for tensor, scale in scales.scales.items():
-        assert numpy_helper.to_array(table[f"{tensor.replace(':', '_')}/scale"]) == np.float16(scale)
+        assert numpy_helper.to_array(table[f"{tensor.replace(':', '_')}/scale"]) == np.float32(scale)
     assert graph.opset(model) >= 19
     onnx.checker.check_model(model, full_check=True)
 
@@ -151,8 +160,9 @@ def test_the_first_conv_is_quantized_behind_the_preprocessing(quantized):
     _, _, model, _ = quantized
     conv = next(n for n in model.graph.node if n.name == "conv1_conv/Conv")
     before, _ = dequantizer(model, conv.input[0])
-    cast = graph.producers(model.graph)[before.input[0]]
-    assert cast.op_type == "Cast"
+    # Preprocessing is FP32, as the trunk is: no cast rounds the pixels before they are quantized.
+    assert before.input[0] == "conv1_conv/Transpose:0"
+    assert graph.producers(model.graph)[before.input[0]].op_type == "Transpose"
 
 
 def test_weights_survive_within_half_a_step(v1):
@@ -171,7 +181,7 @@ def test_weights_survive_within_half_a_step(v1):
 def test_quantize_does_not_change_its_input_and_is_deterministic(v1, quantized):
     exported, scales, model, _ = quantized
     before = exported.model.SerializeToString()
-    again, _ = quantize(exported.model, scales)
+    again = quantize(exported.model, scales).model
     assert exported.model.SerializeToString() == before
     assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
@@ -183,16 +193,16 @@ def test_a_dead_tensor_gets_the_smallest_scale(v1):
             tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims[0], -1e4, np.float32), tensor.name))
     scales = calibrate(model, [images(4)])
     assert "conv2_block1_1_relu/Relu:0" in scales.smallest
-    quantized_model, _ = quantize(model, scales)
+    quantized_model = quantize(model, scales).model
     assert np.isfinite(run_onnx(quantized_model, images(2), exact=True)[0]).all()
 
 
 def test_what_has_no_rule_stays_float_and_is_named():
     nodes = [("Flatten", ["x"], "f", {"axis": 1}), ("MatMul", ["f", "w"], "y", {})]
     model = tiny(nodes, {"w": floats(144, 3)}, shapes={"y": ["batch", 3]})
-    result, placements = quantize(model, Scales({}, "minmax", 1), base="fp32")
-    assert {row.node: row.precision for row in placements} == {"Flatten_0": "fp32", "MatMul_1": "fp32"}
-    assert result.graph.node == model.graph.node
+    made = quantize(model, Scales({}, "minmax", 1), base="fp32")
+    assert {row.node: row.precision for row in made.placements} == {"Flatten_0": "fp32", "MatMul_1": "fp32"}
+    assert made.model.graph.node == model.graph.node
 
 
 def test_errors(v1, quantized):
@@ -277,7 +287,8 @@ def test_an_average_pool_in_the_middle_is_not_the_head():
 @pytest.fixture(scope="module")
 def on_fp32(quantized):
     exported, scales, int8, rows = quantized
-    return exported, scales, int8, rows, *quantize(exported.model, scales, base="fp32")
+    made = quantize(exported.model, scales, base="fp32")
+    return exported, scales, int8, rows, made.model, made.placements
 
 
 def test_an_fp32_base_stays_at_opset_17(on_fp32):
@@ -298,11 +309,13 @@ def test_both_bases_have_the_same_pairs(on_fp32):
     _, _, int8, rows, model, fp32_rows = on_fp32
 
     def sources(proto):
-        found = [n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"]
-        cast = graph.producers(proto.graph)["conv1_conv/Transpose:0"]  # the FP16 base casts what the first Conv reads
-        return sorted(cast.input[0] if name in cast.output and cast.op_type == "Cast" else name for name in found)
+        return sorted(n.input[0] for n in proto.graph.node if n.op_type == "QuantizeLinear")
 
-    assert [s.removesuffix("_cast_to_fp16") for s in sources(int8)] == sources(model)
+    weights = {n.input[1].removesuffix("/dequantized") for n in int8.graph.node if n.op_type == "Conv"}
+    assert len(weights) == 15
+    # TensorRT 8.6 reads a weight behind a pair, later ones read its codes.
+    assert sources(int8) == [name for name in sources(model) if name not in weights]
+    assert set(sources(model)) > weights
     assert [(r.node, r.why) for r in rows] == [(r.node, r.why) for r in fp32_rows]
     precision = {"int8": "int8", "fp16": "fp32", "fp32": "fp32"}
     assert [precision[r.precision] for r in rows] == [r.precision for r in fp32_rows]
@@ -329,7 +342,8 @@ STAYS = {
 @pytest.mark.parametrize("base", ["fp16", "fp32"])
 def test_kept_nodes_have_no_pairs_and_say_why(quantized, base):
     exported, scales, _, plain = quantized
-    model, rows = quantize(exported.model, scales, base=base, kept=STAYS)
+    made = quantize(exported.model, scales, base=base, kept=STAYS)
+    model, rows = made.model, made.placements
     nodes = {node.name: node for node in model.graph.node}
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
@@ -346,6 +360,8 @@ def test_kept_nodes_have_no_pairs_and_say_why(quantized, base):
     assert placement_table(rows).splitlines()[-1] == "13 of 15 convolutions in INT8"
     others = {r.node: r.precision for r in rows if r.node not in STAYS}
     expected = {r.node: r.precision if base == "fp16" or r.precision == "int8" else "fp32" for r in plain}
+    if base == "fp16":  # what reads a Conv in FP16 is no part of the trunk
+        expected["conv2_block1_2_relu/Relu"] = "fp16"
     assert others == {name: precision for name, precision in expected.items() if name not in STAYS}
     pixels = images(16, seed=11)
     exact = run_onnx(exported.model, pixels)[0]
@@ -355,7 +371,8 @@ def test_kept_nodes_have_no_pairs_and_say_why(quantized, base):
 def test_everything_kept_is_the_float_model(v1):
     scales = calibrate(v1.model, [images(4)])
     kept = {edge.node: Kept("fp32", "all") for edge in quantized_edges(v1.model)}
-    model, rows = quantize(v1.model, Scales({}, "minmax", 1), base="fp32", kept=kept)
+    made = quantize(v1.model, Scales({}, "minmax", 1), base="fp32", kept=kept)
+    model, rows = made.model, made.placements
     assert "QuantizeLinear" not in graph.op_counts(model)
     assert int8_convs(rows) == (0, 15)
     pixels = images(4, seed=2)
@@ -369,7 +386,7 @@ def test_a_scale_that_only_kept_nodes_need_may_be_missing(quantized):
     rest = Scales({name: scale for name, scale in scales.scales.items() if name != tensor}, "minmax", 1)
     with pytest.raises(ProjectError, match=tensor):
         quantize(exported.model, rest)
-    model, _ = quantize(exported.model, rest, kept={"conv2_block1_2_conv/Conv": Kept("fp16", "")})
+    model = quantize(exported.model, rest, kept={"conv2_block1_2_conv/Conv": Kept("fp16", "")}).model
     assert f"{tensor.replace(':', '_')}/scale" not in graph.constants(model.graph)
 
 
@@ -381,12 +398,13 @@ def test_an_operator_without_a_rule_is_named():
         ("Relu", ["c"], "y", {}),
     ]
     model = tiny(nodes, W)
-    _, rows = quantize(model, Scales({"x": 0.1, "b": 0.1}, "minmax", 1))
+    rows = quantize(model, Scales({"x": 0.1, "b": 0.1}, "minmax", 1)).placements
     why = {row.op: row.why for row in rows}
     assert why["Elu"] == "no rule quantizes Elu; it stays in float"
     assert "no rule quantizes it" in why["Relu"]
     assert "Elu" in placement_table(rows)
-    assert {row.op: row.precision for row in rows} == {"Conv": "int8", "Elu": "fp16", "Relu": "fp16"}
+    # The Relu belongs to the trunk, which is FP32; Elu is no operator that fuses into a Conv.
+    assert {row.op: row.precision for row in rows} == {"Conv": "int8", "Elu": "fp16", "Relu": "fp32"}
 
 
 def test_measured_tensors_are_what_decides_something(exported):

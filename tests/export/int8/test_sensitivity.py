@@ -11,7 +11,7 @@ from export.int8.qdq import quantize
 from export.int8.report import Distances
 from export.int8.scales import Scales
 from export.int8.sensitivity import Budget, LayerCost, measure_layers, select_layers
-from export.int8.simulate import HeldOut, simulate
+from export.int8.simulate import HeldOut, Judged, simulate
 from export.metrics.distances import compare, sqnr_db
 from tests.export.conftest import calibrate
 from tests.export.keras_models import images
@@ -64,7 +64,7 @@ def test_one_image_of_a_hundred_is_a_drop_of_a_hundredth():
     right = np.eye(4)[labels]
     reference, candidate = right.copy(), right.copy()
     reference[:10], candidate[:11] = np.roll(right, 1, axis=1)[:10], np.roll(right, 1, axis=1)[:11]
-    found = compare(reference, candidate, labels)
+    found = Judged.of(reference, candidate, labels)
     assert Budget(accuracy_drop=0.01).met_by(found)
     assert not Budget(accuracy_drop=0.0099).met_by(found)
     assert Distances.of(found).accuracy_drop == 0.01
@@ -191,7 +191,7 @@ def test_a_broken_layer_is_the_dearest(broken):
     assert [cost.noise for cost in costs] == sorted((cost.noise for cost in costs), reverse=True)
     for cost in (costs[0], costs[-1]):  # alone: every other node is kept
         others = {name: Kept("fp32", "") for name in nodes if name != cost.node}
-        alone = simulate(quantize(model, scales, base="fp32", kept=others)[0], pixels)
+        alone = simulate(quantize(model, scales, base="fp32", kept=others).model, pixels)
         exact = simulate(model, pixels)
         noise = np.sum((alone.astype(np.float64) - exact) ** 2) / np.sum(exact.astype(np.float64) ** 2)
         assert cost.noise == pytest.approx(noise, rel=1e-6)
@@ -204,7 +204,7 @@ def test_keeping_the_broken_layer_repairs_the_model(broken):
     held_out = HeldOut.of(model, images(8, seed=11), np.zeros(8, np.int64))
 
     def judge(kept):
-        return held_out.judge(quantize(model, scales, base="fp32", kept=kept)[0])
+        return held_out.judge(quantize(model, scales, base="fp32", kept=kept).model)
 
     assert not Budget(sqnr_db=18).met_by(judge({}))
     costs = measure_layers(model, scales, held_out.first(4))

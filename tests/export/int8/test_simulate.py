@@ -4,8 +4,8 @@ from onnx import numpy_helper
 
 from export.int8.qdq import quantize
 from export.int8.report import Distances
-from export.int8.simulate import HeldOut, simulate
-from export.metrics.distances import compare, sqnr_db
+from export.int8.simulate import HeldOut, Judged, simulate
+from export.metrics.distances import sqnr_db
 from export.onnx_passes import graph
 from tests.export.conftest import calibrate, run_onnx
 from tests.export.keras_models import images
@@ -13,7 +13,7 @@ from tests.export.keras_models import images
 
 @pytest.fixture(scope="module")
 def int8(exported):
-    model, _ = quantize(exported.model, calibrate(exported.model, [images(16, seed=1)]), base="fp32")
+    model = quantize(exported.model, calibrate(exported.model, [images(16, seed=1)]), base="fp32").model
     return exported, model
 
 
@@ -42,7 +42,7 @@ def test_int8_kernels_do_not_saturate():
     model = pixel_graph([("Relu", ["f"], "r", {}), ("Conv", ["r", "w"], "y", {})], {"w": weight})
     pixels = np.full((1, 4, 6, 6), 255, np.uint8)
     pixels[0, 0, 0, 0] = 0
-    quantized, _ = quantize(model, calibrate(model, [pixels]), base="fp32")
+    quantized = quantize(model, calibrate(model, [pixels]), base="fp32").model
     np.testing.assert_allclose(simulate(quantized, pixels), run_onnx(model, pixels)[0], rtol=1e-5)
 
 
@@ -65,15 +65,15 @@ def test_held_out_images_judge(int8):
     held_out = HeldOut.of(exported.model, pixels, labels, batch_size=5)
     assert len(held_out) == 12
     assert held_out.judge(exported.model).sqnr_db > 100
-    expected = compare(simulate(exported.model, pixels, 5), simulate(model, pixels, 5), labels)
+    expected = Judged.of(simulate(exported.model, pixels, 5), simulate(model, pixels, 5), labels)
     assert held_out.judge(model) == expected
     part = held_out.first(5)
     assert (len(part), len(held_out)) == (5, 12)
-    assert part.judge(model) == compare(*(simulate(m, pixels[:5], 5) for m in (exported.model, model)), labels[:5])
+    assert part.judge(model) == Judged.of(*(simulate(m, pixels[:5], 5) for m in (exported.model, model)), labels[:5])
     row = Distances.of(expected)
     assert row.accuracy_drop == pytest.approx(expected.reference_accuracy - expected.candidate_accuracy)
     assert row.sqnr_db == expected.sqnr_db
-    assert Distances.of(compare(held_out.reference, held_out.reference, labels)).sqnr_db is None
+    assert Distances.of(Judged.of(held_out.reference, held_out.reference, labels)).sqnr_db is None
 
 
 def test_a_model_that_overflows_never_looks_good(v1):

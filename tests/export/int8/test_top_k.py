@@ -34,12 +34,13 @@ def files(v2):
         scales = calibrate(model, [images(16, seed=seed) for seed in (1, 2)])
         maps = collect_mean_maps(model, [images(16, seed=1)], scales)
         corrected, _ = correct_biases(model, bias_errors(model, maps))
+        int8, older = (quantize(corrected, scales, base=base) for base in ("fp16", "fp32"))
         return {
             "fp32": (model, None),
             "fp16": (to_half(model), None),
-            "int8": quantize(corrected, scales),
+            "int8": (int8.model, int8.placements),
             "fp16-trt8": (to_half(model, minimum_opset=TENSORRT8_OPSET), None),
-            "int8-trt8": quantize(corrected, scales, base="fp32"),
+            "int8-trt8": (older.model, older.placements),
         }
 
     return made(v2.model), made(append_top_k(v2.model, "probabilities", K))

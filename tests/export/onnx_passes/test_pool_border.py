@@ -147,7 +147,7 @@ def test_int8_is_placed_and_computed_as_with_the_pad():
         (edge.node, edge.index) for edge in quantized_edges(before)
     ]
     batches = [pixels(8, seed=seed) for seed in (1, 2)]
-    models = [quantize(model, calibrate(model, batches), base="fp32")[0] for model in (before, after)]
+    models = [quantize(model, calibrate(model, batches), base="fp32").model for model in (before, after)]
     old, new = (run_onnx(model, batches[0], exact=True)[0] for model in models)
     np.testing.assert_array_equal(new, old)
 
