@@ -23,6 +23,7 @@ from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table
 from export.int8.qdq import quantize
+from export.int8.regions import Regions, allowed, find_regions
 from export.int8.report import (
     BiasCorrection,
     CalibrationReport,
@@ -37,7 +38,6 @@ from export.int8.report import (
 from export.int8.scales import METHODS, Scales
 from export.int8.second_order import SecondOrderWeights, round_second_order
 from export.int8.sensitivity import LayerCost, measure_layers, select_layers
-from export.int8.shift import Regions, allowed, find_regions
 from export.int8.simulate import HeldOut, Judged, describe_comparison
 from export.int8.weights import RoundedWeight
 from export.onnx_passes.graph import constants
@@ -61,7 +61,7 @@ class SearchResult:
         scales: The scales of its activations.
         weights: Name of the weight of a quantized Conv -> what it is rounded to.
         factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the FP32 model.
-        offsets: Tensor name -> (C,) or (1,), what is added to its values before that, see `export.int8.shift`.
+        offsets: Tensor name -> (1,), what is added to its values before that, see `export.int8.shift`.
         kept: Node name -> why it stays in float.
         int8: The INT8 graph on an FP16 base.
         placements: The precision of each of its nodes.

@@ -9,7 +9,8 @@ from onnx.reference import ReferenceEvaluator
 
 from export.int8 import shift as room
 from export.int8.placement import quantizable_tensors
-from export.int8.shift import allowed, find_regions, shift
+from export.int8.regions import allowed, find_regions
+from export.int8.shift import shift
 from export.int8.weights import round_to_nearest
 from export.onnx_passes import graph
 from export.onnx_passes.folding import LOWEST

@@ -14,8 +14,8 @@ from onnx import TensorProto, numpy_helper
 from export.fp16.convert import to_half
 from export.int8.placement import Kept, quantizable_tensors
 from export.int8.qdq import insert_lowered_pair, quantize
+from export.int8.regions import allowed, find_regions
 from export.int8.scales import Scales
-from export.int8.shift import allowed, find_regions
 from export.int8.simulate import simulate
 from export.int8.weights import RoundedWeight, round_to_nearest
 from export.metrics.distances import sqnr_db
