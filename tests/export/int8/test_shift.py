@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from export.int8 import regions as rules
 from export.int8 import shift as room
 from export.int8.placement import quantizable_tensors
 from export.int8.regions import allowed, find_regions
@@ -210,7 +211,7 @@ def test_every_quantized_tensor_behind_a_relu_is_found_or_refused_with_a_node(ne
 
 
 def test_the_property_finds_a_padded_reader_that_is_not_refused(monkeypatch):
-    monkeypatch.setattr(room, "_pads", lambda node: False)
+    monkeypatch.setattr(rules, "_pads", lambda node: False)
     at_once = settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate], database=None)
 
     @at_once
