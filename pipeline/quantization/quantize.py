@@ -23,10 +23,10 @@ from export.int8.simulate import HeldOut, describe_comparison
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.words import count, listed
-from pipeline.artifacts.equalization import write_factors
 from pipeline.artifacts.files import sha256_file, write_json
-from pipeline.artifacts.paths import EQUALIZATION, ONNX, TENSORRT8
+from pipeline.artifacts.paths import ONNX, TENSORRT8, TENSORS
 from pipeline.artifacts.results import Quantized
+from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.data.dataset import ImageSet, Pixels, check_classes, check_readable
 from pipeline.data.splits import check_split_sizes
 from pipeline.models.model_card import ModelCard
@@ -50,7 +50,7 @@ def quantize_model(
     """Write the FP16 and the INT8 model, and the record of the search.
 
     The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``
-    and ``images.json``; ``equalization.npz`` if ranges were equalized; ``sensitivity.csv`` if layers were measured;
+    and ``images.json``; ``tensors.npz`` if ranges were equalized; ``sensitivity.csv`` if layers were measured;
     with ``quantize.tensorrt8`` also both models at opset 17: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
     Args:
@@ -111,7 +111,7 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
     write_json(out / "calibration.json", result.report)
     write_json(out / "images.json", images.table())
     if result.factors:
-        write_factors(out / Path(EQUALIZATION).name, result.factors)
+        write_changes(out / Path(TENSORS).name, result.factors, {})
     if result.costs:
         write_atomic(out / "sensitivity.csv", _sensitivity_csv(result.costs, result.kept))
 
