@@ -45,7 +45,7 @@ class Misfit:
         text: what is wrong, as part of a sentence, with numbers.
     """
 
-    cause: Literal["weights", "layer scale", "saturation"]
+    cause: Literal["weights", "layer scale", "saturation", "attribute", "padding"]
     layer: str
     text: str
 

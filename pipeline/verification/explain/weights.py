@@ -179,7 +179,7 @@ def _bias(part: Part, bias: np.ndarray, weight: np.ndarray) -> np.ndarray:
         result = result - offsets
     lowered = [change.offsets for name in part.inputs if (change := part.changes.get(name)) is not None]
     if len(lowered) == 1 and len(lowered[0]) == 1 and weight.ndim in (2, 4):
-        own = next((w for w in weights_of(part).values() if w.shape == weight.shape), weight)  # rounded, as it is summed
+        own = next((w for w in weights_of(part).values() if w.shape == weight.shape), weight)  # the rounded one
         sums = own.sum(axis=0 if weight.ndim == 2 else (1, 2, 3), dtype=np.float64)
         result = result + lowered[0] * sums if len(sums) == len(bias) else result
     return np.asarray(result)
