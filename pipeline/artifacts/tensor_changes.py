@@ -1,13 +1,16 @@
 """What the INT8 file's tensors hold in place of Keras' values, ``quantize/tensors.npz``: factors and offsets.
 
 Equalization divides the channels of an activation by factors, and the eighth bit behind a ReLU takes an offset off it,
-see `export.int8.equalization` and `export.int8.shift`. NumPy and the standard library only, Python 3.10 syntax.
+see `export.int8.equalization` and `export.int8.shift`. Beside them stands what bias correction added to each bias,
+without which nobody could tell whether a bias makes up for the offsets. NumPy and the standard library only, Python
+3.10 syntax.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -49,6 +52,8 @@ class TensorChange:
 
 
 UNCHANGED = TensorChange()
+_TENSORS, _NODES = "tensors", "corrected"  # names of what the arrays belong to, as JSON
+T = TypeVar("T")
 
 
 def _spread(channels: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -56,7 +61,12 @@ def _spread(channels: np.ndarray, value: np.ndarray) -> np.ndarray:
     return channels.astype(np.float32).reshape(1, -1, *[1] * (value.ndim - 2))
 
 
-def write_changes(path: Path, factors: Mapping[str, np.ndarray], offsets: Mapping[str, np.ndarray]) -> None:
+def write_changes(
+    path: Path,
+    factors: Mapping[str, np.ndarray],
+    offsets: Mapping[str, np.ndarray],
+    corrections: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Write the changes.
 
     Args:
@@ -64,6 +74,7 @@ def write_changes(path: Path, factors: Mapping[str, np.ndarray], offsets: Mappin
         factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the FP32 model, once
             the offset is added.
         offsets: Tensor name -> (C,) or (1,), what is added to its values.
+        corrections: Name of a node -> (C,), what bias correction added to its bias. Defaults to none.
 
     Raises:
         ValueError: As `TensorChange` raises it.
@@ -76,7 +87,14 @@ def write_changes(path: Path, factors: Mapping[str, np.ndarray], offsets: Mappin
             np.asarray(offsets.get(name, UNCHANGED.offsets), np.float64),
         )
         arrays |= {f"factors{index}": change.factors, f"offsets{index}": change.offsets}
-    np.savez(path, tensors=np.frombuffer(json.dumps(names).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+    nodes = list(corrections or {})
+    arrays |= {
+        f"correction{i}": np.asarray(values, np.float64) for i, values in enumerate((corrections or {}).values())
+    }
+    arrays |= {
+        key: np.frombuffer(json.dumps(of).encode(), np.uint8) for key, of in ((_TENSORS, names), (_NODES, nodes))
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def read_changes(path: Path) -> dict[str, TensorChange]:
@@ -85,15 +103,35 @@ def read_changes(path: Path) -> dict[str, TensorChange]:
     Raises:
         DataError: The file is damaged, or holds no changes.
     """
+    return _read(path, _TENSORS, _change)
+
+
+def read_corrections(path: Path) -> dict[str, np.ndarray]:
+    """Read what bias correction added, float64 (C,) by node.
+
+    Raises:
+        DataError: The file is damaged, or holds no changes.
+    """
+    return _read(path, _NODES, _correction)
+
+
+def _read(path: Path, key: str, parse: Callable[[Mapping[str, np.ndarray], int, object], T]) -> dict[str, T]:
     arrays = read_arrays(path)
     try:
-        names = parse_json(arrays["tensors"].tobytes(), path.name)
-        return {str(name): _change(arrays, index, name) for index, name in enumerate(names)}
+        names = parse_json(arrays[key].tobytes(), path.name)
+        return {str(name): parse(arrays, index, name) for index, name in enumerate(names)}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"Expected what INT8's tensors hold in place of Keras' values. Received: {path}: {error}. Run the quantize "
             "stage again."
         ) from error
+
+
+def _correction(arrays: Mapping[str, np.ndarray], index: int, name: object) -> np.ndarray:
+    values = arrays[f"correction{index}"].astype(np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"{name!r} has a correction that is no row of finite numbers")
+    return values
 
 
 def _change(arrays: Mapping[str, np.ndarray], index: int, name: object) -> TensorChange:

@@ -13,6 +13,7 @@ import numpy as np
 
 from export.files import write_atomic
 from export.fp16.convert import TENSORRT8_OPSET
+from export.int8.bias_correction import added_to_biases
 from export.int8.options import SearchOptions
 from export.int8.placement import Kept
 from export.int8.qdq import quantize
@@ -50,7 +51,7 @@ def quantize_model(
     """Write the FP16 and the INT8 model, and the record of the search.
 
     The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``rounding.json``, ``placement.json``,
-    ``calibration.json`` and ``images.json``; ``tensors.npz`` if tensors hold other values than Keras';
+    ``calibration.json`` and ``images.json``; ``tensors.npz`` with what tensors hold in place of Keras' values;
     ``sensitivity.csv`` if layers were measured;
     with ``quantize.tensorrt8`` also both models at opset 17: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
@@ -117,8 +118,8 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
     write_json(out / "calibration.json", result.report)
     write_json(out / Path(ROUNDING).name, result.rounding)
     write_json(out / "images.json", images.table())
-    if result.factors or result.offsets:
-        write_changes(out / Path(TENSORS).name, result.factors, result.offsets)
+    corrections = added_to_biases(load_model(path), result.model, result.factors)
+    write_changes(out / Path(TENSORS).name, result.factors, result.offsets, corrections)
     if result.costs:
         write_atomic(out / "sensitivity.csv", _sensitivity_csv(result.costs, result.kept))
 

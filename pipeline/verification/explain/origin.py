@@ -21,7 +21,7 @@ from export.int8.scales import SCALES_REMEDY, Scales
 from export.onnx_passes.graph import Index
 from export.onnx_passes.layer_names import keras_layer
 from export.records import read_record
-from pipeline.artifacts.tensor_changes import TensorChange, read_changes
+from pipeline.artifacts.tensor_changes import TensorChange, read_changes, read_corrections
 from pipeline.verification.checks.rounded import Misfit, Origin, Rounded
 from pipeline.verification.explain.origin_shift import wrong_offsets
 from pipeline.verification.explain.origin_weights import compare_weights
@@ -55,7 +55,8 @@ def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Round
             found = _wrong_pair(pair) or _not_recorded(pair, name, scales) or misfit_of(ranges[name])
             wrong += filter(None, [found])
             notes += filter(None, [None if found else noted_of(ranges[name])])
-        wrong += wrong_offsets(model, source, changes)
+        corrections = read_corrections(origin.changes) if origin.changes is not None else None
+        wrong += wrong_offsets(model, source, changes, corrections)
     return Rounded(origin.name, weights, len(pairs), tuple(wrong), tuple(notes))
 
 

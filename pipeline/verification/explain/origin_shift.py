@@ -29,22 +29,35 @@ MEAN_STEPS = 2.0  # by which rounding and clipping move the mean of an activatio
 _BIASED = ("Conv", "Gemm", "MatMul")
 
 
-def wrong_offsets(model: ModelProto, source: ModelProto, changes: Mapping[str, TensorChange]) -> list[Misfit]:
+def wrong_offsets(
+    model: ModelProto,
+    source: ModelProto,
+    changes: Mapping[str, TensorChange],
+    corrections: Mapping[str, np.ndarray] | None = None,
+) -> list[Misfit]:
     """Return what does not make up for lowered activations, in the order of the FP32 file.
 
     Args:
         model: The INT8 file.
         source: The FP32 file.
         changes: What the tensors of the INT8 file hold in place of Keras' values.
+        corrections: What bias correction added, by node. Defaults to None: unknown, so that biases are held against
+            the most that it can add.
     """
-    return _Comparison(model, source, changes).misfits()
+    return _Comparison(model, source, changes, corrections).misfits()
 
 
 class _Comparison:
     """Both files, by the names of their nodes."""
 
-    def __init__(self, model: ModelProto, source: ModelProto, changes: Mapping[str, TensorChange]) -> None:
-        self._source, self._changes = source, changes
+    def __init__(
+        self,
+        model: ModelProto,
+        source: ModelProto,
+        changes: Mapping[str, TensorChange],
+        corrections: Mapping[str, np.ndarray] | None,
+    ) -> None:
+        self._source, self._changes, self._corrections = source, changes, corrections
         self._nodes = {node.name: node for node in model.graph.node}
         self._index, self._original = Index.of(model.graph), Index.of(source.graph)
         self._pairs = {pair.output: pair for pair in quantized_tensors(model, changes)}
@@ -111,7 +124,12 @@ class _Comparison:
         expected = own - change.offsets + lowered * rows.sum(axis=1)
         terms = np.abs(own) + np.abs(change.offsets) + lowered * np.abs(rows).sum(axis=1)
         allowed = UNITS["fp16" if received.kind == "fp16" else "fp32"] * terms + 1e-12
-        allowed = allowed + self._most_correction(node, other, rows, exact_rows)
+        most = self._most_correction(node, other, rows, exact_rows)
+        if self._corrections is None:
+            allowed = allowed + most
+        elif (correction := self._corrections.get(node.name)) is not None and correction.shape == expected.shape:
+            # A record is believed only as far as rounding can move a mean at all.
+            expected = expected + np.clip(correction, -most, most)
         far = ~(np.abs(received.values.reshape(-1) - expected) <= allowed)
         if not far.any():
             return None
