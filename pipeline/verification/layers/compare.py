@@ -104,7 +104,9 @@ def compare_layers(
             reference = layer.in_file(outputs[layer.name], value)
             total.add(reference, subject.keras_value(layer.tensor, value))
             references[layer.tensor] = subject.file_value(layer.tensor, reference)
-            usage.add(reference, references[layer.tensor] + lowered if lowered else references[layer.tensor])
+            usage.add(
+                reference, references[layer.tensor] + np.float32(lowered) if lowered else references[layer.tensor]
+            )
         del outputs
         own_values = fed.run(inputs, references)
         for layer, own in zip(layers, owns):
@@ -131,10 +133,10 @@ def compare_layers(
     return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start, note)
 
 
-def _lowered_by(subject: Subject, tensor: str) -> np.float32:
+def _lowered_by(subject: Subject, tensor: str) -> float:
     """Return what a tensor is lowered by in all channels alike, as one that is read as INT8 is; 0 for any other."""
     change = subject.changes.get(tensor, UNCHANGED)
-    return np.float32(change.offsets[0] if len(change.offsets) == 1 else 0.0)
+    return float(change.offsets[0]) if len(change.offsets) == 1 else 0.0
 
 
 def layer_values(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from export.errors import ProjectError
 from export.onnx_passes.file import load_model, save_model
@@ -95,7 +97,7 @@ def test_of_what_it_declares_a_file_that_cannot_be_compared_is_named_and_the_oth
     save_model(other, chain.root / ONNX["fp16"])
     int8 = load_model(chain.root / ONNX["int8"])
     scale = next(t for t in int8.graph.initializer if t.name == "stage1_block1_1_relu/Relu_0/scale")
-    scale.raw_data = b"\x00\x14"  # 2^-10 in FP16: far too small
+    scale.CopyFrom(numpy_helper.from_array(np.float32(2.0**-10), scale.name))  # far too small
     save_model(int8, chain.root / ONNX["int8"])
     context = context_of(chain)
     (chain.root / STAGE.name).mkdir()
@@ -116,5 +118,5 @@ def test_keras_is_needed(chain: Chain, tmp_path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_tensors_hold_is_written_and_recorded(made_chain: Chain) -> None:
     changes = read_changes(made_chain.root / TENSORS)
-    assert "stem_relu/Relu:0" in changes
+    assert changes["head_pool/Squeeze:0"].offsets.item() > 0
     assert TENSORS.partition("/")[2] in read_manifest(made_chain.root / "quantize").outputs

@@ -76,7 +76,7 @@ def changed(model: onnx.ModelProto, **weights: np.ndarray | float) -> onnx.Model
     """The model with weights multiplied, by the last word of their name."""
     for tensor in model.graph.initializer:
         for name, factor in weights.items():
-            if tensor.name == f"{CONV}/{name}":
+            if tensor.name in (f"{CONV}/{name}", f"{CONV}/{name}/quantized"):  # the codes of INT8
                 values = numpy_helper.to_array(tensor)
                 tensor.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), tensor.name))
     return model
