@@ -56,7 +56,9 @@ def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Round
             wrong += filter(None, [found])
             notes += filter(None, [None if found else noted_of(ranges[name])])
         corrections = read_corrections(origin.changes) if origin.changes is not None else None
-        wrong += wrong_offsets(model, source, changes, corrections)
+        known = {misfit.layer for misfit in wrong if misfit.cause == "weights"}  # whose biases are for other weights
+        offsets = wrong_offsets(model, source, changes, corrections)
+        wrong += [misfit for misfit in offsets if misfit.cause != "weights" or misfit.layer not in known]
     return Rounded(origin.name, weights, len(pairs), tuple(wrong), tuple(notes))
 
 

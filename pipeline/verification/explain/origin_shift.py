@@ -201,4 +201,4 @@ def _ends(node: NodeProto, index: Index) -> tuple[float, float] | None:
 
 
 def _near(one: float, other: float) -> bool:
-    return one == other or abs(one - other) <= UNITS["fp16"] * abs(other)
+    return one == other or (math.isfinite(other) and abs(one - other) <= UNITS["fp16"] * abs(other))
