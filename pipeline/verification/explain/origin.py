@@ -31,7 +31,7 @@ from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensor
 log = logging.getLogger(__name__)
 
 RECORDED = 1e-3  # relative difference of a scale from the record that is rounding to FP16
-T = TypeVar("T")
+R = TypeVar("R", Scales, RoundingReport)
 
 
 def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Rounded | None:
@@ -75,7 +75,7 @@ def _pairs(model: ModelProto, source: ModelProto, changes: Mapping[str, TensorCh
     return found
 
 
-def _read(kind: type[T], path: Path | None, what: str) -> T | None:
+def _read(kind: type[R], path: Path | None, what: str) -> R | None:
     """Return a record of quantize; None where there is none, or it is damaged."""
     if path is None:
         return None

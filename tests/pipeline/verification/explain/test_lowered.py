@@ -1,4 +1,4 @@
-"""An INT8 file whose activations are lowered is sound as quantize makes it; each of its faults is named with a layer."""
+"""An INT8 file whose activations are lowered is sound as quantize makes it; each of its faults is named."""
 
 from __future__ import annotations
 
