@@ -17,8 +17,8 @@ from export.fp16.convert import to_half, unfit_for_fp16
 from export.int8.calibrated import calibrate
 from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
+from export.int8.regions import find_regions
 from export.int8.rounding_record import record_rounding
-from export.int8.shift import find_regions
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.tensorrt.sidecar import read_sidecar, sidecar_path

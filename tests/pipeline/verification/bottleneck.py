@@ -16,9 +16,9 @@ from export.int8.bias_correction import added_to_biases
 from export.int8.calibrated import calibrate
 from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
+from export.int8.regions import find_regions
 from export.int8.rounding_record import record_rounding
 from export.int8.scales import Scales
-from export.int8.shift import find_regions
 from export.int8.weights import RoundedWeight
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.tensor_changes import read_changes, write_changes
