@@ -1,4 +1,4 @@
-"""The eighteen kinds of faults, each with its forms; `plant` draws the form, the layer and the magnitude."""
+"""The nineteen kinds of faults, each with its forms; `plant` draws the form, the layer and the magnitude."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.faults import calibrations, engines, layer_edits, resizing, whole_model
+from benchmarks.faults import calibrations, engines, layer_edits, resizing, shift_edits, whole_model
 from benchmarks.faults import normalisation_edits as norms
 from benchmarks.faults.planted import INHERITED, Fault, Planted, forms
 from benchmarks.faults.specimen import Specimen
@@ -132,7 +132,21 @@ FAULTS: Mapping[str, Fault] = {
         {
             **forms({"end": layer_edits.cut_weights, "channels": layer_edits.lose_channel}, (*_FILES, INHERITED)),
             **forms({"bits": layer_edits.fewer_bits}, (*_FLOAT, INHERITED)),
+            **forms({"codes": shift_edits.change_codes}, ("int8",)),
         },
+    ),
+    "offset": Fault(
+        "INT8's offset of an activation not made up for",
+        forms(
+            {
+                "reader": shift_edits.forget_in_reader,
+                "unrounded sums": shift_edits.sum_unrounded_weights,
+                "minimum": shift_edits.raise_minimum,
+                "scale": shift_edits.halve_lowered_scale,
+                "border": shift_edits.pad_reader,
+            },
+            ("int8",),
+        ),
     ),
 }
 

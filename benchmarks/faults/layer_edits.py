@@ -47,11 +47,11 @@ def scale_output(model: onnx.ModelProto, specimen: Specimen, random: np.random.G
 
 def _scaled(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator, bias: bool) -> Change:
     node, factor = draw(random, convolutions(model), "a Conv"), draw(random, (2.0, 0.5), "")
-    for name in (weight_of(model, node), *([node.input[2]] if bias else [])):
+    scale, weight = _scale_of_pair(model, node.input[1]), weight_of(model, node)
+    coded = bool(scale) and not is_float(model, weight)  # codes stay, and their scales grow
+    for name in (*([] if coded else [weight]), *([scale] if scale else []), *([node.input[2]] if bias else [])):
         set_values(model, name, factor * values(model, name))
     what = f"weights{' and bias' if bias else ''} times {factor:g}"
-    if scale := _scale_of_pair(model, node.input[1]):
-        set_values(model, scale, factor * values(model, scale))
     return Change(what, ("layer scale", "weights"), layers_of(specimen, node))
 
 
@@ -281,6 +281,11 @@ def fewer_bits(model: onnx.ModelProto, specimen: Specimen, random: np.random.Gen
     set_values(model, name, np.ldexp(np.trunc(fraction * 2.0 ** (bits + 1)) / 2.0 ** (bits + 1), exponent))
     causes: tuple[Cause, ...] = ("weights",)
     return Change(f"weights with {bits} bits of mantissa", causes, layers_of(specimen, node))
+
+
+def is_float(model: onnx.ModelProto, name: str) -> bool:
+    """Return whether an initializer holds floating-point numbers, not codes."""
+    return numpy_helper.to_array(constants(model.graph)[name]).dtype.kind == "f"
 
 
 def is_float32(model: onnx.ModelProto, name: str) -> bool:

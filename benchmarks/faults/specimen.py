@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +14,20 @@ import numpy as np
 from export.calibration import collect_statistics
 from export.files import write_atomic
 from export.fp16.convert import to_half, unfit_for_fp16
+from export.int8.calibrated import calibrate
 from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
-from export.int8.search import calibrate
+from export.int8.regions import find_regions
+from export.int8.rounding_record import record_rounding
 from export.onnx_passes.file import load_model, save_model
+from export.records import to_json
 from export.tensorrt.sidecar import read_sidecar, sidecar_path
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.array_rows import array_forms, read_rows
 from pipeline.artifacts.engines import engines
 from pipeline.artifacts.files import sha256_file, write_json
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, SCALES, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, ROUNDING, SCALES, TENSORS, Artifacts
+from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.models.model_card import ModelCard, read_card
 
 if TYPE_CHECKING:
@@ -133,11 +137,15 @@ class Specimen:
         if "fp16" in precisions:
             self.save(ONNX["fp16"], to_half(model, keep=tuple(unfit)))
         if "int8" in precisions:
-            scales = calibrate(source, statistics, batches, images, equalized=False).scales(METHOD)
+            calibrated = calibrate(source, statistics, batches, images, equalized=False)
+            scales = calibrated.scales(METHOD, tuple(find_regions(source).found))
             kept = {name: Kept("fp32", why) for name, why in unfit.items()}
-            self.save(ONNX["int8"], quantize(model, scales, kept=kept)[0])
-            (self.folder / EQUALIZATION).unlink(missing_ok=True)  # of the former file
+            weights = replace(calibrated, model=model).nearest()
+            int8 = quantize(model, scales, weights=weights, kept=kept)
+            self.save(ONNX["int8"], int8.model)
+            write_changes(self.folder / TENSORS, {}, int8.offsets)
             write_atomic(self.folder / SCALES, scales.to_json())
+            write_json(self.folder / ROUNDING, to_json(record_rounding(model, weights, kept)))
 
 
 def set_source(plan: Path, digest: str) -> None:

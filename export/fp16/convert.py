@@ -36,7 +36,6 @@ _PREPROCESSING = (
 FP32_OPS = ("Softmax", "TopK", "Log", "IsInf")  # Log: the floor of a probability is none in FP16; IsInf has no FP16
 _WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "QuantizeLinear")
 _CHOOSING = ("Max", "Min")  # return one of their inputs, which is exact in FP16; the converter would keep them FP32
-_RENAMED = "_cast_to_fp16"  # what the converter adds to the name of a tensor that a node kept in FP32 writes
 _CAST_NAMES: dict[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _HEADROOM = 2.0  # between the largest value on calibration images and the values of other images
 _LOST = 1e-3  # share of a weight's norm: rounding to normal FP16 loses 2e-4, denormals lose more
@@ -105,7 +104,7 @@ def to_half(
         result, keep_io_types=True, disable_shape_infer=True, op_block_list=blocked, node_block_list=kept
     )
     result = topological_sort(_merge_casts(topological_sort(result)))
-    _restore_names(result.graph)
+    _restore_names(result.graph, base)
     if kind == "bf16":
         _to_bf16(result.graph, base)
     _name_casts(result.graph)
@@ -272,17 +271,23 @@ def _merge_casts(model: onnx.ModelProto) -> onnx.ModelProto:
     return topological_sort(result)
 
 
-def _restore_names(graph: onnx.GraphProto) -> None:
-    """Give tensors that the converter renamed for a cast which is gone their names again (in place)."""
-    written, outputs = producers(graph), {o.name for o in graph.output}
+def _restore_names(graph: onnx.GraphProto, base: onnx.ModelProto) -> None:
+    """Let each node write tensors of the names that it writes in `base` (in place).
+
+    The converter gives what a node in FP32 writes another name, and the old one to the Cast behind it, if there is one.
+    """
+    before = {node.name: list(node.output) for node in base.graph.node}
+    ends, made = {value.name for value in (*graph.input, *graph.output)}, producers(graph)
     names = {
-        name: plain
-        for name in written.keys() - outputs
-        if (plain := name.removesuffix(_RENAMED)) != name and plain not in written
+        new: old
+        for node in graph.node
+        for new, old in zip(node.output, before.get(node.name, ()))
+        if new != old and ends.isdisjoint((new, old))
     }
+    names |= {old: new for new, old in names.items() if old in made and old not in names}
     for node in graph.node:
-        node.output[:] = [names.get(name, name) for name in node.output]
         rename_inputs(node, names)
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def _name_casts(graph: onnx.GraphProto) -> None:

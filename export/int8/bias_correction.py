@@ -134,6 +134,29 @@ def correct_biases(
     return result, corrected
 
 
+def added_to_biases(
+    before: onnx.ModelProto, after: onnx.ModelProto, factors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return what was added to the bias of each Conv, float64 (C,) by the name of its node; all that has one.
+
+    Args:
+        before: The FP32 model.
+        after: The equalized model with corrected biases.
+        factors: From `export.int8.equalization.Equalized`.
+    """
+    nodes = {node.name: node for node in after.graph.node}
+    tables = [Index.of(model.graph).constants for model in (before, after)]
+    added = {}
+    for node in before.graph.node:
+        other = nodes.get(node.name)
+        if node.op_type != "Conv" or len(node.input) < 3 or other is None or len(other.input) < 3:
+            continue
+        if node.input[2] in tables[0] and other.input[2] in tables[1]:
+            old, new = (numpy_helper.to_array(t[n.input[2]]) for t, n in zip(tables, (node, other)))
+            added[node.name] = new.astype(np.float64) - old / factors.get(node.output[0], np.ones(1))
+    return added
+
+
 def _with_means(model: onnx.ModelProto, scales: Scales) -> tuple[onnx.ModelProto, list[str]]:
     """Return the model with two (1, C, ...) means of each quantized activation as outputs: exact, and rounded."""
     result = copy_model(model)

@@ -5,14 +5,12 @@ weights, bias correction on the rounded weights, and, if the budget is missed, t
 Held-out images gave no scales, and every choice is reported. `export.int8.fp16_search` finds the FP16 graph.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from export.calibration import collect_statistics
 from export.fp16.convert import unfit_for_fp16
@@ -33,14 +31,13 @@ from export.int8.report import (
     RoundingReport,
     SecondOrder,
     ShiftReport,
-    WeightRecord,
 )
+from export.int8.rounding_record import record_rounding
 from export.int8.scales import METHODS, Scales
 from export.int8.second_order import SecondOrderWeights, round_second_order
 from export.int8.sensitivity import LayerCost, measure_layers, select_layers
 from export.int8.simulate import HeldOut, Judged, describe_comparison
 from export.int8.weights import RoundedWeight
-from export.onnx_passes.graph import constants
 from export.words import count, listed
 
 logger = logging.getLogger(__name__)
@@ -305,19 +302,6 @@ class _Int8Search:
 
     def record(self) -> RoundingReport:
         """Return how the weight of each convolution in INT8 was rounded."""
-        table = constants(self.base.model.graph)
-        second = self._second.weights if self._second is not None else {}
-        records: dict[str, WeightRecord] = {}
-        for node in self.base.model.graph.node:
-            name = node.input[1] if node.op_type == "Conv" and node.name not in self.kept else ""
-            if name in self.weights and name not in records:
-                weight = self.weights[name]
-                gain = self._second.gains_db.get(name) if self._second is not None and name in second else None
-                records[name] = WeightRecord(
-                    node.name,
-                    "second_order" if name in second else "nearest",
-                    hashlib.sha256(np.ascontiguousarray(weight.codes).tobytes()).hexdigest(),
-                    weight.most_steps(numpy_helper.to_array(table[name])),
-                    gain,
-                )
-        return RoundingReport(tuple(records.values()))
+        second = self._second
+        gains = {} if second is None else {name: second.gains_db.get(name) for name in second.weights}
+        return record_rounding(self.base.model, self.weights, self.kept, gains)

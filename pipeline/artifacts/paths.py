@@ -15,8 +15,9 @@ ONNX: Mapping[str, str] = {
     "fp16": "quantize/model.fp16.onnx",
     "int8": "quantize/model.int8.onnx",
 }
-EQUALIZATION = "quantize/equalization.npz"
+TENSORS = "quantize/tensors.npz"
 SCALES = "quantize/scales.json"
+ROUNDING = "quantize/rounding.json"
 # For TensorRT 8.6, whose parser takes opset 17; written only with quantize.tensorrt8.
 TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",
@@ -39,7 +40,7 @@ _ENGINE = rf"({'|'.join(PRECISIONS)})(-[a-z0-9_]{{1,100}})?\.(plan|json)"
 _WRITTEN: Mapping[str, str] = {
     "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
-    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|equalization\.npz"
+    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|rounding|placement|calibration|images)\.json|tensors\.npz"
     r"|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",
     "verify": r"(parity|diagnosis)\.json|(reference|images)\.npz",

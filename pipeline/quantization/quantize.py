@@ -13,6 +13,7 @@ import numpy as np
 
 from export.files import write_atomic
 from export.fp16.convert import TENSORRT8_OPSET
+from export.int8.bias_correction import added_to_biases
 from export.int8.options import SearchOptions
 from export.int8.placement import Kept
 from export.int8.qdq import quantize
@@ -23,10 +24,10 @@ from export.int8.simulate import HeldOut, describe_comparison
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
 from export.words import count, listed
-from pipeline.artifacts.equalization import write_factors
 from pipeline.artifacts.files import sha256_file, write_json
-from pipeline.artifacts.paths import EQUALIZATION, ONNX, TENSORRT8
+from pipeline.artifacts.paths import ONNX, ROUNDING, TENSORRT8, TENSORS
 from pipeline.artifacts.results import Quantized
+from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.data.dataset import ImageSet, Pixels, check_classes, check_readable
 from pipeline.data.splits import check_split_sizes
 from pipeline.models.model_card import ModelCard
@@ -49,8 +50,9 @@ def quantize_model(
 ) -> Quantized:
     """Write the FP16 and the INT8 model, and the record of the search.
 
-    The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``
-    and ``images.json``; ``equalization.npz`` if ranges were equalized; ``sensitivity.csv`` if layers were measured;
+    The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``rounding.json``, ``placement.json``,
+    ``calibration.json`` and ``images.json``; ``tensors.npz`` with what tensors hold in place of Keras' values;
+    ``sensitivity.csv`` if layers were measured;
     with ``quantize.tensorrt8`` also both models at opset 17: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
     Args:
@@ -94,6 +96,11 @@ def _options(settings: Quantize, fp16: Thresholds, int8: Thresholds) -> SearchOp
         sensitivity_images=settings.sensitivity_images,
         max_kept=settings.max_kept,
         max_kept_fp32=settings.max_kept_fp32,
+        shift=settings.shift,
+        rounding=settings.rounding,
+        rounding_images=settings.rounding_images,
+        trunk=settings.trunk,
+        effort=settings.effort,
         int8=Budget(int8.top1_agreement, int8.accuracy_drop, int8.sqnr_db),
         fp16=Budget(fp16.top1_agreement, fp16.accuracy_drop, fp16.sqnr_db, error),
     )
@@ -103,15 +110,16 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
     save_model(result.fp16.model, out / Path(ONNX["fp16"]).name)
     save_model(result.int8, out / Path(ONNX["int8"]).name)
     if settings.tensorrt8:
-        older, _ = quantize(result.model, result.scales, base="fp32", kept=result.kept)
+        older = quantize(result.model, result.scales, weights=result.weights, base="fp32", kept=result.kept).model
         save_model(result.fp16.at_opset(TENSORRT8_OPSET), out / Path(TENSORRT8["fp16"]).name)
         save_model(older, out / Path(TENSORRT8["int8"]).name)
     write_atomic(out / "scales.json", replace(result.scales, key=images.key(path)).to_json())
     write_json(out / "placement.json", PlacementReport(tuple(result.placements)))
     write_json(out / "calibration.json", result.report)
+    write_json(out / Path(ROUNDING).name, result.rounding)
     write_json(out / "images.json", images.table())
-    if result.factors:
-        write_factors(out / Path(EQUALIZATION).name, result.factors)
+    corrections = added_to_biases(load_model(path), result.model, result.factors)
+    write_changes(out / Path(TENSORS).name, result.factors, result.offsets, corrections)
     if result.costs:
         write_atomic(out / "sensitivity.csv", _sensitivity_csv(result.costs, result.kept))
 

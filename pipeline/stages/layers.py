@@ -8,7 +8,7 @@ from pathlib import Path
 from export.words import count
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.inputs import Inputs, Optional, Required
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, LAYERS, PARITY, REFERENCE
+from pipeline.artifacts.paths import CARD, KERAS, LAYERS, PARITY, REFERENCE, TENSORS
 from pipeline.recipe.schema import Recipe
 from pipeline.stages.declared import ENGINES, ONNX_FILES
 from pipeline.workflow.environment import runtime_environment
@@ -54,7 +54,7 @@ STAGE = Stage(
     "layers",
     inputs=(
         *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
-        *(Optional(EQUALIZATION), Required(REFERENCE), Optional(PARITY)),
+        *(Optional(TENSORS), Required(REFERENCE), Optional(PARITY)),
     ),
     keys=("verify.layer_images", "verify.reduce", "verify.thresholds", "runtime", "model.allow"),
     run=run,

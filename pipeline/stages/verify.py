@@ -15,12 +15,13 @@ from pipeline.artifacts.paths import (
     CALIBRATION_IMAGES,
     CARD,
     DIAGNOSIS,
-    EQUALIZATION,
     IMAGE_RESULTS,
     KERAS,
     PARITY,
     REFERENCE,
+    ROUNDING,
     SCALES,
+    TENSORS,
 )
 from pipeline.artifacts.results import Verified
 from pipeline.data.splits import images_in_all
@@ -115,7 +116,7 @@ STAGE = Stage(
     "verify",
     inputs=(
         *(Required(KERAS), Required(CARD), *ONNX_FILES, *ENGINES),
-        *(Optional(CALIBRATION_IMAGES), Optional(EQUALIZATION), Optional(SCALES)),
+        *(Optional(CALIBRATION_IMAGES), Optional(TENSORS), Optional(SCALES), Optional(ROUNDING)),
         Split("test", minimum="verify.min_images"),
         *(Consulted(REFERENCE), Consulted("verify/manifest.json")),  # Keras' logits may differ in every run
     ),

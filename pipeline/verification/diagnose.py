@@ -14,9 +14,9 @@ import numpy as np
 
 from export.errors import DataError, ProjectError
 from pipeline.artifacts.diagnosis import Decoding, Hint
-from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.parity_report import FAIL, ParityReport, overall_verdict
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, TENSORS, Artifacts
+from pipeline.artifacts.tensor_changes import TensorChange, read_changes
 from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
 from pipeline.runners.keras import load_logits_model
@@ -117,9 +117,9 @@ def explain_failures(
     """
     if compared.parity.verdict != FAIL:
         return ()
-    factors: Mapping[str, np.ndarray] = {}
+    changes: Mapping[str, TensorChange] = {}
     try:
-        factors = read_factors(artifacts.path(EQUALIZATION)) if artifacts.has(EQUALIZATION) else {}
+        changes = read_changes(artifacts.path(TENSORS)) if artifacts.has(TENSORS) else {}
     except DataError as error:
         log.warning("%s", error)
     case = Case(
@@ -129,7 +129,7 @@ def explain_failures(
         card=compared.card,
         paths={candidate.name: artifacts.path(candidate.name) for candidate in compared.candidates},
         load=load or partial(load_logits_model, artifacts.path(KERAS), compared.card.output, allow),
-        factors=factors,
+        changes=changes,
     )
     at_fault = [hop for hop in culprits(compared.parity.hops) if hop.candidate != CARD]
     return (*explain(at_fault, case), *explain_decoding(decoding))

@@ -21,7 +21,7 @@ from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.inputs import Inputs
 from pipeline.artifacts.manifest import matches_manifest
 from pipeline.artifacts.parity_report import CUDA
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE, SCALES, TENSORRT8, Artifacts
+from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, ROUNDING, SCALES, TENSORRT8, TENSORS, Artifacts
 from pipeline.data.dataset import Pixels, check_classes, check_readable
 from pipeline.data.sample import Sample
 from pipeline.models.model_card import ModelCard
@@ -120,11 +120,12 @@ def list_candidates(artifacts: Artifacts, runtime: RuntimeOptions) -> list[Candi
 
 
 def _origin(artifacts: Artifacts, precision: str) -> Origin:
-    """Return what the quantize stage made a file from; FP16 has no scales, and its channels are those of FP32."""
-    scales, factors = (
-        artifacts.path(name) if precision == "int8" and artifacts.has(name) else None for name in (SCALES, EQUALIZATION)
+    """Return what the quantize stage made a file from; FP16 has no scales, and its tensors are those of FP32."""
+    scales, changes, rounding = (
+        artifacts.path(name) if precision == "int8" and artifacts.has(name) else None
+        for name in (SCALES, TENSORS, ROUNDING)
     )
-    return Origin(ONNX["fp32"], artifacts.path(ONNX["fp32"]), scales, factors)
+    return Origin(ONNX["fp32"], artifacts.path(ONNX["fp32"]), scales, changes, rounding)
 
 
 def list_samples(inputs: Inputs, most: int) -> Sequence[Sample]:

@@ -24,13 +24,15 @@ class Origin:
         name: of the FP32 file, relative to the artifacts folder.
         path: of it.
         scales: the scales that quantize recorded; None where there are none.
-        factors: the factors of equalized activations; None where nothing was equalized.
+        changes: what its tensors hold in place of Keras' values; None where none are changed.
+        rounding: how its weights were rounded; None where that is unknown.
     """
 
     name: str
     path: Path
     scales: Path | None = None
-    factors: Path | None = None
+    changes: Path | None = None
+    rounding: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Misfit:
         text: what is wrong, as part of a sentence, with numbers.
     """
 
-    cause: Literal["weights", "layer scale", "saturation"]
+    cause: Literal["weights", "layer scale", "saturation", "attribute", "padding"]
     layer: str
     text: str
 

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.onnx_passes.graph import attribute, constants, copy_model
 from pipeline.artifacts.diagnosis import Cause
+from pipeline.artifacts.tensor_changes import UNCHANGED
 from pipeline.verification.explain.batches import nodes_over_batch
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part, with_tensor
@@ -91,7 +92,7 @@ def _repairs(part: Part) -> Iterator[_Repair]:
         if node.op_type in _SUMS:
             yield from _other_sum(model, node)
         if node.op_type in ("LeakyRelu", "Elu", "Clip", "Relu", "HardSigmoid", "Gelu", "Sigmoid", "Tanh", "Identity"):
-            yield from _activations(model, node)
+            yield from _activations(part, node)
 
 
 def _without_training(model: ModelProto, node: NodeProto) -> ModelProto:
@@ -257,8 +258,21 @@ def _other_sum(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
             )  # fmt: skip
 
 
-def _activations(model: ModelProto, node: NodeProto) -> Iterator[_Repair]:
+def _activations(part: Part, node: NodeProto) -> Iterator[_Repair]:
     """Yield other activations."""
+    model = part.model
+    offsets = part.changes.get(node.output[0], UNCHANGED).offsets
+    if len(offsets) == 1 and offsets[0]:  # a ReLU whose output is lowered
+        lowest = -float(offsets[0])
+        changed = copy_model(model)
+        changed.graph.initializer.append(numpy_helper.from_array(np.float32(lowest), "lowered/lowest"))
+        for item in changed.graph.node:
+            if item.output[0] == node.output[0]:
+                item.CopyFrom(helper.make_node("Max", [node.input[0], "lowered/lowest"], [node.output[0]], node.name))
+        yield _Repair(
+            "attribute", node, f"the {node.op_type} is none with the minimum {lowest:.4g}, which stands for a ReLU's 0",
+            f"with the minimum {lowest:.4g}", changed,
+        )  # fmt: skip
     if node.op_type == "LeakyRelu":
         now = float(attribute(node, "alpha", 0.01))
         for alpha in (0.01, 0.1, 0.2, 0.3):

@@ -14,6 +14,7 @@ import numpy as np
 from export.errors import ProjectError
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.parity_report import Hop
+from pipeline.artifacts.tensor_changes import TensorChange
 from pipeline.models.model_card import ModelCard
 from pipeline.verification.parity import Answer, Candidate, Reference
 
@@ -38,8 +39,7 @@ class Case:
         paths: Files on the disk by name: of the candidates, and of what they were made from.
         load: Loads Keras' model with logits as its output; None where Keras is not to be used. It may raise
             `ModuleNotFoundError`.
-        factors: Factors by channel of the INT8 file's tensors, by tensor: the file's value is Keras' value over the
-            factor. Defaults to none.
+        changes: What the INT8 file's tensors hold in place of Keras' values, by tensor. Defaults to none.
         read: Reads an ONNX file of another tool as one that takes pixels and gives logits. Defaults to None: the files
             are so.
         own: Whether this project made the files. Defaults to True.
@@ -51,7 +51,7 @@ class Case:
     card: ModelCard
     paths: Mapping[str, Path]
     load: Callable[[], keras.Model] | None = None
-    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    changes: Mapping[str, TensorChange] = field(default_factory=dict)
     read: Callable[[Path], onnx.ModelProto] | None = None
     _graphs: dict[Path, onnx.ModelProto] = field(default_factory=dict, init=False, repr=False)
     own: bool = True

@@ -159,16 +159,17 @@ def _explain_file(
     order = np.argsort(np.isfinite(received).all(axis=1), kind="stable")
     pixels, expected, received = case.pixels[order], expected[order], received[order]
     found: list[Explanation] = []
+    changes = case.changes if hop.precision == "int8" else {}
     if hop.precision == "int8":
-        found += explain_scales(model, pixels, expected, received, case.card.preprocessing)
+        found += explain_scales(model, pixels, expected, received, case.card.preprocessing, changes)
     if hop.precision != "fp32" and not _settled(found):
         found += explain_weights_beyond(model)
     if not _settled(found) and keras_model is not None:
-        spec, factors = case.card.preprocessing, case.factors if hop.precision == "int8" else {}
+        spec = case.card.preprocessing
         source = next((c for c in case.candidates if c.precision == "fp32" and c.backend == "onnxruntime"), None)
         earlier = case.paths.get(source.name) if source is not None and hop.precision != "fp32" else None
         origin = case.graph(earlier, "fp32") if earlier is not None else None
-        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, factors, origin)
+        found += explain_layers(hop.run_name, hop.precision, model, keras_model, spec, pixels, changes, origin)
     return found
 
 

@@ -13,6 +13,7 @@ from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import Precision
 from export.words import listed
 from pipeline.artifacts.layer_report import LayerRow, LayerRun
+from pipeline.artifacts.tensor_changes import TensorChange
 from pipeline.verification.explain.affine import explain_factors
 from pipeline.verification.explain.attributes import explain_attributes, only_at_border
 from pipeline.verification.explain.fit import Explanation, difference_in_words, evidence_of, explains, fit_db
@@ -45,7 +46,7 @@ def explain_layers(
     network: keras.Model,
     spec: PreprocessingSpec,
     pixels: np.ndarray,
-    factors: Mapping[str, np.ndarray],
+    changes: Mapping[str, TensorChange],
     source: ModelProto | None,
 ) -> list[Explanation]:
     """Explain a file by its first layers whose own error is too large.
@@ -57,18 +58,18 @@ def explain_layers(
         network: Keras' model, with logits as its output.
         spec: Preprocessing that the card says.
         pixels: Test images.
-        factors: Of the file's tensors, see `Subject`.
+        changes: Of the file's tensors, see `Subject`.
         source: FP32 file that this one was made from; None if it was made from none.
     """
     layers = KerasLayers(network, spec)
-    subject = Subject(run, precision, model, factors)
+    subject = Subject(run, precision, model, changes)
     pixels = np.resize(pixels, (subject.batch, *pixels.shape[1:])) if subject.batch else pixels[:IMAGES]
     earlier = map_layers(layers, Subject(run, "fp32", source), pixels) if source is not None else None
     mapping = map_layers(layers, subject, pixels, earlier)
     compared = compare_layers(layers, mapping, subject, pixels)
     wrong = [row for row in compared.rows if _is_wrong(row, compared)]
     if precision == "int8" and not wrong:  # rounding hides what is wrong: without it, only that of the weights is left
-        subject = Subject(run, precision, without_rounding(model), factors)
+        subject = Subject(run, precision, without_rounding(model), changes)
         compared = replace(compare_layers(layers, mapping, subject, pixels), threshold_db=AGREES[precision])
         wrong = [row for row in compared.rows if _is_wrong(row, compared)]
     outputs = layers.outputs(pixels) if wrong else {}
@@ -121,11 +122,11 @@ def _of_rounding(part: Part, row: LayerRow, run: LayerRun) -> Explanation | None
     """Explain a layer that is right where activations are not rounded."""
     if run.precision != "int8" or part.error_db < run.threshold_db + 3:
         return None
-    for pair in quantized_tensors(part.rounded):
+    for pair in quantized_tensors(part.rounded, part.changes):
         values = part.inputs.get(pair.tensor)
         if values is None or values.dtype == np.uint8:
             continue
-        share, largest = float(pair.saturated(values).mean()), float(np.abs(values).max())
+        share, largest = float(pair.saturated(values).mean()), pair.reach(values)
         if share >= SATURATED and largest > FAR * pair.largest:
             source = next((o.name for o in part.mapping.layers if o.tensor == pair.tensor), part.layer.name)
             return Explanation(

@@ -51,7 +51,7 @@ def explain_misfits(rounded: Rounded, expected: np.ndarray, received: np.ndarray
         precision: Of the file.
     """
     first, others = rounded.misfits[0], len(rounded.misfits) - 1
-    scales = [misfit for misfit in rounded.misfits if misfit.cause != "weights"]
+    scales = [misfit for misfit in rounded.misfits if misfit.cause in ("layer scale", "saturation")]
     fit = -np.inf if received is None else fit_db(expected, received)
     answers = (
         f" The answers hide it: the logits differ from the reference's by {difference_in_words(fit)}."
@@ -72,6 +72,8 @@ def explain_misfits(rounded: Rounded, expected: np.ndarray, received: np.ndarray
     what = {
         "weights": f"The weights of layer {first.layer!r} are not those of {rounded.source}",
         "layer scale": f"The INT8 scale behind layer {first.layer!r} is wrong",
+        "attribute": f"Layer {first.layer!r} ends at another value than that of {rounded.source}",
+        "padding": f"The border of layer {first.layer!r} is not that of {rounded.source}",
         "saturation": f"The INT8 scale behind layer {first.layer!r} is too small: larger values are cut off",
     }[first.cause]
     return Explanation(first.cause, f"{what}.", evidence, remedy, first.layer, settles=fit >= NEAR[precision])

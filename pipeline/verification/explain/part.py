@@ -16,6 +16,7 @@ from export.onnx_passes.graph import copy_model
 from export.onnx_passes.layer_names import keras_layer
 from export.ort_session import open_session
 from export.words import count, listed
+from pipeline.artifacts.tensor_changes import UNCHANGED, TensorChange
 from pipeline.verification.explain.fit import difference_in_words, fit_db
 from pipeline.verification.explain.twin import in_fp32, without_rounding
 from pipeline.verification.layers.compare import LayerValues
@@ -43,14 +44,14 @@ class Part:
         layer: The Keras layer and its tensor.
         model: Its nodes alone, in FP32 and without the rounding of activations.
         rounded: Its nodes as the file has them.
-        inputs: Keras' values for the inputs of `model`, by name.
-        reference: What it should give.
-        own: What it gives.
+        inputs: Keras' values for the inputs of `model`, by name, as its tensors hold them.
+        reference: What it should give, as Keras does.
+        own: What it gives, as Keras would.
         precision: Of the file.
         mapping: Of all layers of the file.
         network: Keras' model.
         values: Keras' outputs of all layers, by name.
-        factors: Factors of the file's tensors, see `Subject`.
+        changes: What the file's tensors hold in place of Keras' values, see `Subject`.
         folded: Layers that are folded into this one, in the order of the model.
     """
 
@@ -64,8 +65,13 @@ class Part:
     mapping: LayerMapping
     network: keras.Model
     values: Mapping[str, np.ndarray]
-    factors: Mapping[str, np.ndarray]
+    changes: Mapping[str, TensorChange]
     folded: tuple[str, ...]
+
+    @property
+    def change(self) -> TensorChange:
+        """Return what its output holds in place of Keras' values."""
+        return self.changes.get(self.layer.tensor, UNCHANGED)
 
     @property
     def error_db(self) -> float:
@@ -85,7 +91,7 @@ class Part:
     def repaired(self, model: ModelProto, inputs: Mapping[str, np.ndarray] | None = None) -> float:
         """Return the SQNR in dB of a changed model, or with other inputs; -inf where it does not run."""
         try:
-            return fit_db(self.reference, run_part(model, inputs or self.inputs))
+            return fit_db(self.reference, self.change.keras_value(run_part(model, inputs or self.inputs)))
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             log.debug("a repair of %s cannot run: %s", self.layer.name, error)
             return -np.inf
@@ -105,9 +111,7 @@ class Part:
         """Return Keras' output of a layer as it would stand in place of an input that has as many values."""
         layer = next(layer for layer in self.mapping.layers if layer.tensor == tensor)
         value = layer.in_file(self.values[name], self.inputs[tensor])
-        if (factors := self.factors.get(tensor)) is not None:
-            value = value / factors.reshape(1, -1, *[1] * (value.ndim - 2))
-        return np.asarray(value, np.float32)
+        return self.changes.get(tensor, UNCHANGED).file_value(value)
 
     def keras_layers(self) -> list[Any]:
         """Return the layer in Keras, and those that are folded into it, in the order of the model."""
@@ -151,10 +155,10 @@ def make_part(
     model = extract(subject.model, list(found.inputs), [layer.tensor])
     plain = without_rounding(model) if subject.precision == "int8" else in_fp32(model)
     inputs = {name: _as_floats(value) for name, value in found.inputs.items()}
-    own = run_part(plain, inputs)
+    own = subject.keras_value(layer.tensor, run_part(plain, inputs))
     reference = found.reference.astype(np.float32)
     if norm is not None:  # folded into a Conv that is so wrong that its tensor was taken for that of the Conv alone
-        reference = np.asarray(layer.in_file(values[norm], own) / subject.factor(layer.tensor, own), np.float32)
+        reference = np.asarray(layer.in_file(values[norm], own), np.float32)
         layer = replace(layer, name=norm, kind="BatchNormalization")
     folded = [name] if norm is not None else []
     folded += [other for other, why in mapping.without_tensor.items() if why == f"folded into {name}"]
@@ -170,7 +174,7 @@ def make_part(
         mapping,
         network,
         values,
-        subject.factors,
+        subject.changes,
         tuple(sorted((n for n in folded if n != layer.name), key=order.index)),
     )
 
@@ -194,16 +198,25 @@ def narrowed(part: Part) -> Part:
         for name, like in known:
             for place, turned in layouts(part.values[name], tensor, own):
                 value = np.asarray(turned.reshape(own.shape), np.float32)
-                if like is not part.layer and (factors := part.factors.get(like.tensor)) is not None:
-                    value = np.asarray(value / factors.reshape(1, -1, *[1] * (value.ndim - 2)), np.float32)
-                if part.agrees(part.repaired(rest, {**part.inputs, tensor: value})):
+                # What was put in behind a layer holds its values as that layer's tensor does.
+                known_as = tensor if tensor in part.changes or like is part.layer else like.tensor
+                change = part.changes.get(known_as, UNCHANGED)
+                if part.agrees(part.repaired(rest, {**part.inputs, tensor: change.file_value(value)})):
                     found = replace(like, name=name, tensor=tensor, channels_first=place.channels_first)
-                    return _beginning(part, found, own, value)
+                    changed = replace(part, changes={**part.changes, tensor: change})
+                    return _beginning(changed, found, change.keras_value(own), value)
     return part
 
 
 def _beginning(part: Part, place: MappedLayer, own: np.ndarray, value: np.ndarray) -> Part:
-    """Return the nodes of a part up to a tensor as a part of their own."""
+    """Return the nodes of a part up to a tensor as a part of their own.
+
+    Args:
+        part: The part.
+        place: The layer whose values the tensor should have.
+        own: What it has, as Keras would.
+        value: What it should have.
+    """
     model, rounded = (extract(one, list(part.inputs), [place.tensor]) for one in (part.model, part.rounded))
     inputs = {name: part.inputs[name] for name in [info.name for info in model.graph.input]}
     kind = next((type(layer).__name__ for layer in _layers_of(part.network) if layer.name == bare_name(place.name)), "")

@@ -7,21 +7,22 @@ shown by repair: with another scale the file has to give the right answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
 from export.onnx_passes.cut import cut, given, with_outputs
-from export.onnx_passes.graph import attribute, copy_model
+from export.onnx_passes.graph import attribute, constants, copy_model, replace_input, topological_sort
 from export.onnx_passes.layer_names import keras_layer
 from export.preprocessing import PreprocessingSpec
 from export.words import count
+from pipeline.artifacts.tensor_changes import TensorChange
 from pipeline.verification.explain.fit import NEAR, Explanation, difference_in_words, fit_db
 from pipeline.verification.explain.inputs import hypotheses
 from pipeline.verification.explain.remedies import AGAIN
-from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors, run, without_rounding
+from pipeline.verification.explain.twin import NO_CHANGES, QuantizedTensor, quantized_tensors, run, without_rounding
 
 IMAGES = 8  # that ranges are taken from
 GAINED = 6.0  # dB that the repair of scales has to bring
@@ -37,7 +38,7 @@ CALIBRATE = f"Calibrate again, with images like those that the model will see. {
 
 @dataclass(frozen=True, eq=False)
 class _Range:
-    """An activation on the test images, and how its pair fits it."""
+    """An activation on the test images, before it is lowered, and how its pair fits it."""
 
     pair: QuantizedTensor
     largest: float
@@ -49,9 +50,24 @@ class _Range:
         """Largest value over the largest that the scale holds."""
         return self.largest / self.pair.largest
 
+    @property
+    def scale(self) -> float:
+        """A scale that holds the range."""
+        return max(self.largest, 1e-12) * self.pair.scale / self.pair.largest
+
+    @property
+    def moved(self) -> float:
+        """What lowered values have to be raised by for that scale, which begins at its lowest step; 0 for others."""
+        return self.pair.offset + self.pair.low * self.scale if self.pair.offset else 0.0
+
 
 def explain_scales(
-    model: ModelProto, pixels: np.ndarray, expected: np.ndarray, received: np.ndarray, spec: PreprocessingSpec | None
+    model: ModelProto,
+    pixels: np.ndarray,
+    expected: np.ndarray,
+    received: np.ndarray,
+    spec: PreprocessingSpec | None,
+    changes: Mapping[str, TensorChange] = NO_CHANGES,
 ) -> list[Explanation]:
     """Explain logits by scales of activations.
 
@@ -61,8 +77,9 @@ def explain_scales(
         expected: Logits of the reference for them.
         received: Those of the file.
         spec: Preprocessing in the file; None if it has none.
+        changes: What the file's tensors hold in place of Keras' values. Defaults to none.
     """
-    pairs = quantized_tensors(model)
+    pairs = quantized_tensors(model, changes)
     if not pairs:
         return []
     pixels, expected, received = pixels[:IMAGES], expected[:IMAGES], received[:IMAGES]
@@ -90,25 +107,43 @@ def explain_scales(
 
 
 def _range(pair: QuantizedTensor, values: np.ndarray) -> _Range:
-    signal = max(float((values.astype(np.float64) ** 2).mean()), 1e-30)
-    largest = float(np.abs(values).max())
+    signal = max(float(((values + np.float32(pair.offset)).astype(np.float64) ** 2).mean()), 1e-30)
 
-    def noise(scale: float) -> float:
-        steps = np.clip(np.rint(values / np.float32(scale)) + pair.zero, pair.low, pair.high) - pair.zero
-        return float(((steps * scale - values).astype(np.float64) ** 2).mean()) / signal
+    def noise(scale: float, moved: float) -> float:
+        raised = values + np.float32(moved)
+        steps = np.clip(np.rint(raised / np.float32(scale)) + pair.zero, pair.low, pair.high) - pair.zero
+        return float(((steps * scale - raised).astype(np.float64) ** 2).mean()) / signal
 
-    good = max(largest, 1e-12) * pair.scale / pair.largest
-    return _Range(pair, largest, float(pair.saturated(values).mean()), noise(pair.scale) - noise(good))
+    found = _Range(pair, pair.reach(values), float(pair.saturated(values).mean()), 0.0)
+    return replace(found, harm=noise(pair.scale, 0.0) - noise(found.scale, found.moved))
 
 
 def _with_scales(model: ModelProto, ranges: Iterable[_Range], pixels: np.ndarray) -> np.ndarray:
     """Return the logits of the file with scales that hold the ranges of some activations."""
     new: dict[str, float] = {}
-    for item in ranges:
-        scale = max(item.largest, 1e-12) * item.pair.scale / item.pair.largest
+    items = list(ranges)
+    for item in items:
         for name in (item.pair.scale_name, item.pair.back_name):
-            new[name] = max(scale, new.get(name, 0.0))
-    return _logits(with_values(model, new), pixels)
+            new[name] = max(item.scale, new.get(name, 0.0))
+    result = with_values(model, new)
+    for item in items:
+        if item.moved:
+            _move(result, item)
+    return _logits(topological_sort(result), pixels)
+
+
+def _move(model: ModelProto, item: _Range) -> None:
+    """Raise a lowered activation before its pair and lower it behind it, for a scale other than the file's."""
+    pair, table = item.pair, constants(model.graph)
+    names = [f"{pair.tensor}/{part}" for part in ("moved", "raised", "back")]
+    kind = numpy_helper.to_array(table[pair.back_name]).dtype
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(item.moved, kind), names[0]))
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] == pair.tensor:
+            node.input[0] = names[1]
+    replace_input(model.graph, pair.output, names[2])
+    model.graph.node.append(helper.make_node("Add", [pair.tensor, names[0]], [names[1]], names[1]))
+    model.graph.node.append(helper.make_node("Sub", [pair.output, names[0]], [names[2]], names[2]))
 
 
 def with_values(model: ModelProto, values: Mapping[str, float]) -> ModelProto:
@@ -222,7 +257,7 @@ def _wrong_images(
     del part.graph.input[:-1]
     best, fitting = as_is, None
     for hypothesis in hypotheses(spec):
-        values = _run_floats(part, given(start), raw_pixels(hypothesis.inputs(pixels), spec), names)
+        values = _reaches(part, given(start), raw_pixels(hypothesis.inputs(pixels), spec), ranges)
         if (spread := _spread(ranges, values)) < best:
             best, fitting = spread, hypothesis
     if fitting is None or best > min(SPREAD, as_is / 3):
@@ -263,8 +298,9 @@ def raw_pixels(inputs: np.ndarray, spec: PreprocessingSpec) -> np.ndarray:
     return pixels
 
 
-def _run_floats(model: ModelProto, source: str, pixels: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return the largest absolute value of some tensors."""
+def _reaches(model: ModelProto, source: str, pixels: np.ndarray, ranges: list[_Range]) -> dict[str, float]:
+    """Return the largest absolute value of each activation, before it is lowered."""
     if model.graph.input[0].name != source:
         raise ProjectError(f"Expected the input {source!r}. Received: {model.graph.input[0].name!r}.")
-    return {name: float(np.abs(values).max()) for name, values in run(model, pixels, names).items()}
+    values = run(model, pixels, [item.pair.tensor for item in ranges])
+    return {item.pair.tensor: item.pair.reach(values[item.pair.tensor]) for item in ranges}

@@ -13,6 +13,7 @@ from export.onnx_passes.cut import with_outputs
 from export.onnx_passes.graph import copy_model, tensor_shapes
 from export.onnx_passes.layer_names import keras_layer
 from export.ort_session import open_session
+from pipeline.artifacts.tensor_changes import UNCHANGED, TensorChange
 from pipeline.verification.checks.rounded import Misfit
 from pipeline.verification.explain.twin import QuantizedTensor
 
@@ -40,13 +41,13 @@ class Range:
 
 
 def measure_ranges(
-    source: ModelProto, pairs: Mapping[str, QuantizedTensor], factors: Mapping[str, np.ndarray], pixels: np.ndarray
+    source: ModelProto, pairs: Mapping[str, QuantizedTensor], changes: Mapping[str, TensorChange], pixels: np.ndarray
 ) -> dict[str, Range]:
     """Run the FP32 file once; the graph itself reduces each activation to two numbers, so that none is kept."""
     model, shapes, few = copy_model(source), tensor_shapes(source), pixels[:IMAGES]
     names = []
     for number, (tensor, pair) in enumerate(pairs.items()):
-        rank, values = len(shapes[tensor]), factors.get(tensor, np.ones(1))
+        rank, values = len(shapes[tensor]), changes.get(tensor, UNCHANGED).factors
         unit = (1.0 / (values * pair.largest)).astype(np.float32).reshape([1, -1] + [1] * (rank - 2))
         stem = f"range{number}"
         end = np.asarray(1 + 0.5 / 127, np.float32)  # what is cut off by less than half a step is rounded

@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.onnx_passes.cut import with_outputs
 from export.onnx_passes.graph import (
+    Index,
     attribute,
     constants,
     consumers,
@@ -20,7 +21,10 @@ from export.onnx_passes.graph import (
     replace_input,
 )
 from export.ort_session import open_session
+from pipeline.artifacts.tensor_changes import TensorChange
+from pipeline.verification.explain.constants import constant_of
 
+NO_CHANGES: Mapping[str, TensorChange] = {}
 AT_ONCE = 4  # images, because all outputs of a run are in memory together
 
 
@@ -39,6 +43,7 @@ class QuantizedTensor:
         scale_name: Initializer of `scale`.
         back_name: Initializer of `back`.
         output: Tensor behind the pair.
+        offset: What its values are lower by than those that the scale is for, see `export.int8.shift`. Defaults to 0.
     """
 
     tensor: str
@@ -51,11 +56,18 @@ class QuantizedTensor:
     scale_name: str
     back_name: str
     output: str
+    offset: float = 0.0
 
     @property
     def largest(self) -> float:
-        """Return the largest absolute value that the pair can hold."""
+        """Return the largest absolute value that the pair can hold; of a lowered tensor, all of its steps."""
+        if self.offset:
+            return self.scale * (self.high - self.low)
         return self.scale * max(self.high - self.zero, self.zero - self.low)
+
+    def reach(self, values: np.ndarray) -> float:
+        """Return the largest absolute value among those of the tensor, before they are lowered."""
+        return float(np.abs(values + np.float32(self.offset)).max())
 
     def saturated(self, values: np.ndarray) -> np.ndarray:
         """Return which values the pair clips by more than half a step."""
@@ -63,8 +75,13 @@ class QuantizedTensor:
         return np.asarray((steps > self.high + 0.5) | (steps < self.low - 0.5))
 
 
-def quantized_tensors(model: ModelProto) -> list[QuantizedTensor]:
-    """Return the activations that pairs with one scale round, in the order of the file."""
+def quantized_tensors(model: ModelProto, changes: Mapping[str, TensorChange] = NO_CHANGES) -> list[QuantizedTensor]:
+    """Return the activations that pairs with one scale round, in the order of the file.
+
+    Args:
+        model: The file.
+        changes: What its tensors hold in place of Keras' values. Defaults to none.
+    """
     table, readers, written = constants(model.graph), consumers(model.graph), producers(model.graph)
     sources = {info.name for info in model.graph.input}
     found = []
@@ -85,6 +102,7 @@ def quantized_tensors(model: ModelProto) -> list[QuantizedTensor]:
                 QuantizedTensor(
                     node.input[0], values[0], values[1], int(zero), int(limits.min), int(limits.max),
                     _name_of(node, written), node.input[1], back.input[1], back.output[0],
+                    _offset_of(node.input[0], written, changes),
                 )
             )  # fmt: skip
     return found
@@ -95,13 +113,33 @@ def _name_of(node: NodeProto, written: Mapping[str, NodeProto]) -> str:
     return node.name or (before.name if before is not None else "")
 
 
-def without_rounding(model: ModelProto) -> ModelProto:
-    """Return the model in FP32 and without the pairs that round activations; weights keep their values.
+def _offset_of(tensor: str, written: Mapping[str, NodeProto], changes: Mapping[str, TensorChange]) -> float:
+    """Return what a tensor is lowered by, in all channels alike; a Cast before it keeps values."""
+    while tensor not in changes and (node := written.get(tensor)) is not None and node.op_type == "Cast":
+        tensor = node.input[0]
+    offsets = changes[tensor].offsets if tensor in changes else np.zeros(1)
+    return float(offsets[0]) if len(offsets) == 1 else 0.0
 
-    Tensors keep their names, so that both models can be compared tensor by tensor.
+
+def without_rounding(model: ModelProto) -> ModelProto:
+    """Return the model in FP32 and without the pairs that round activations.
+
+    Weights have the values that the file computes with, in initializers without pairs or codes. Tensors keep their
+    names, so that both models can be compared tensor by tensor.
     """
     result = in_fp32(model)
     graph = result.graph
+    index = Index.of(graph)
+    weights = {
+        node.output[0]: value
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and (value := constant_of(node.output[0], index)) is not None
+    }
+    computed = [node for node in graph.node if node.output[0] in weights]
+    for node in computed:
+        graph.node.remove(node)
+    for name, value in weights.items():
+        graph.initializer.append(numpy_helper.from_array(value.values.astype(np.float32), name))
     outputs = {info.name for info in graph.output}
     for pair in quantized_tensors(result):
         if pair.output not in outputs:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from export.words import count, listed
+from pipeline.artifacts.tensor_changes import UNCHANGED
 from pipeline.verification.explain.fit import Explanation
 from pipeline.verification.explain.part import Part, outputs_in_words, weights_of, with_tensor
 from pipeline.verification.explain.remedies import AGAIN
@@ -134,9 +135,9 @@ def _keras_weights(part: Part) -> list[np.ndarray]:
         offset = np.zeros(len(weight)) if bias is None else np.asarray(bias, np.float64)
         if gain is not None and shift is not None and weight.ndim == 4 and len(weight) == len(gain):
             folded = _divided(part, weight * gain.reshape(-1, 1, 1, 1))
-            found += [folded, (offset * gain + shift) / _output_factors(part, len(gain))]
+            found += [folded, _bias(part, offset * gain + shift, folded)]
         if weight.ndim != 4 or gain is None:
-            found += [_divided(part, weight), offset / _output_factors(part, len(offset))]
+            found += [_divided(part, weight), _bias(part, offset, _divided(part, weight))]
         found.append(weight)
     if gain is not None and shift is not None:
         found += [gain, shift]
@@ -160,10 +161,28 @@ def _of_file(kernel: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _output_factors(part: Part, channels: int) -> np.ndarray:
-    factors = part.factors.get(part.layer.tensor)
-    if factors is None or len(factors) != channels:
-        return np.ones(channels)
-    return np.asarray(factors, np.float64)
+    factors = part.change.factors
+    return factors if len(factors) == channels else np.ones(channels)
+
+
+def _bias(part: Part, bias: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return a layer's bias as its tensors are changed: divided, and raised or lowered where they are lowered.
+
+    Args:
+        part: The layer.
+        bias: float64 (outputs,), as Keras has it.
+        weight: The layer's weight as `_divided` gives it.
+    """
+    result = bias / _output_factors(part, len(bias))
+    offsets = part.change.offsets
+    if len(offsets) in (1, len(bias)):
+        result = result - offsets
+    lowered = [change.offsets for name in part.inputs if (change := part.changes.get(name)) is not None]
+    if len(lowered) == 1 and len(lowered[0]) == 1 and weight.ndim in (2, 4):
+        own = next((w for w in weights_of(part).values() if w.shape == weight.shape), weight)  # the rounded one
+        sums = own.sum(axis=0 if weight.ndim == 2 else (1, 2, 3), dtype=np.float64)
+        result = result + lowered[0] * sums if len(sums) == len(bias) else result
+    return np.asarray(result)
 
 
 def _divided(part: Part, weight: np.ndarray) -> np.ndarray:
@@ -172,7 +191,7 @@ def _divided(part: Part, weight: np.ndarray) -> np.ndarray:
         return weight
     result = weight / _output_factors(part, len(weight)).reshape(-1, 1, 1, 1)
     for name in part.inputs:
-        factors = part.factors.get(name)
-        if factors is not None and len(factors) == weight.shape[1]:
-            result = result * np.asarray(factors, np.float64).reshape(1, -1, 1, 1)
+        factors = part.changes.get(name, UNCHANGED).factors
+        if len(factors) == weight.shape[1]:
+            result = result * factors.reshape(1, -1, 1, 1)
     return np.asarray(result)

@@ -17,6 +17,7 @@ from export.fp16.convert import FP16_MAX
 from export.onnx_passes.graph import Index
 from export.tensorrt.sidecar import Precision
 from pipeline.artifacts.layer_report import LayerRow, LayerRun
+from pipeline.artifacts.tensor_changes import UNCHANGED
 from pipeline.verification.layers.keras_layers import KerasLayers
 from pipeline.verification.layers.mapping import Mapping as LayerMapping
 from pipeline.verification.layers.stream import Distance, Range, Usage
@@ -33,10 +34,11 @@ class LayerValues:
     """One layer on a few images, in the layout of the file.
 
     Args:
-        inputs: What the nodes of the layer read, by name of the tensor: Keras' values, or inputs of the file.
-        reference: Keras' output, divided by the tensor's factors where it was equalized.
-        own: The layer's output computed of `inputs`.
-        total: The layer's output in the whole file.
+        inputs: What the nodes of the layer read, by name of the tensor: Keras' values as the tensor holds them, or
+            inputs of the file.
+        reference: Keras' output.
+        own: The layer's output computed of `inputs`, as Keras would have it.
+        total: The layer's output in the whole file, as Keras would have it.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -96,19 +98,20 @@ def compare_layers(
         references: dict[str, np.ndarray] = {}
         for layer, total in zip(layers, totals):
             value = values.pop(layer.tensor)
-            usage = usages.get(layer.tensor) or Usage(_range_of(index, layer.tensor, value))
+            lowered = _lowered_by(subject, layer.tensor)
+            usage = usages.get(layer.tensor) or Usage(_range_of(index, layer.tensor, value, lowered))
             usages[layer.tensor] = usage
             reference = layer.in_file(outputs[layer.name], value)
-            factor = subject.factor(layer.tensor, value)
-            total.add(reference, _times(value, factor))
-            references[layer.tensor] = reference if isinstance(factor, float) else reference / factor
-            usage.add(reference, references[layer.tensor])
+            total.add(reference, subject.keras_value(layer.tensor, value))
+            references[layer.tensor] = subject.file_value(layer.tensor, reference)
+            usage.add(
+                reference, references[layer.tensor] + np.float32(lowered) if lowered else references[layer.tensor]
+            )
         del outputs
         own_values = fed.run(inputs, references)
         for layer, own in zip(layers, owns):
-            value = own_values.pop(layer.tensor)
-            factor = subject.factor(layer.tensor, value)
-            own.add(_times(references.pop(layer.tensor), factor), _times(value, factor))
+            known, value = references.pop(layer.tensor), own_values.pop(layer.tensor)
+            own.add(subject.keras_value(layer.tensor, known), subject.keras_value(layer.tensor, value))
         advance(len(batch))
     threshold = THRESHOLDS_DB[subject.precision]
     rows = tuple(
@@ -130,9 +133,10 @@ def compare_layers(
     return LayerRun(subject.run, subject.precision, threshold, rows, below, time.perf_counter() - start, note)
 
 
-def _times(value: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
-    """Return a value times its factors, without a copy where it has none."""
-    return value if isinstance(factor, float) else np.asarray(value * factor)
+def _lowered_by(subject: Subject, tensor: str) -> float:
+    """Return what a tensor is lowered by in all channels alike, as one that is read as INT8 is; 0 for any other."""
+    change = subject.changes.get(tensor, UNCHANGED)
+    return float(change.offsets[0]) if len(change.offsets) == 1 else 0.0
 
 
 def layer_values(
@@ -153,27 +157,34 @@ def layer_values(
     inputs, outputs = subject.inputs(pixels), keras_layers.outputs(pixels)
     read = [other for other in mapping.layers if other.tensor in session.reads]
     values = FedSession(subject.model, (), [layer.tensor, *(other.tensor for other in read)]).run(inputs, {})
-    references = {
-        other.tensor: other.in_file(outputs[other.name], values[other.tensor])
-        / subject.factor(other.tensor, values[other.tensor])
-        for other in (layer, *read)
+    given = {
+        other.tensor: subject.file_value(other.tensor, other.in_file(outputs[other.name], values[other.tensor]))
+        for other in read
     }
-    given = {other.tensor: references[other.tensor] for other in read}
+    own, total = session.run(inputs, given)[layer.tensor], values[layer.tensor]
     return LayerValues(
         {**{source: inputs[source] for source in session.inputs}, **given},
-        references[layer.tensor],
-        session.run(inputs, given)[layer.tensor],
-        values[layer.tensor],
+        layer.in_file(outputs[layer.name], total),
+        subject.keras_value(layer.tensor, own),
+        subject.keras_value(layer.tensor, total),
     )
 
 
-def _range_of(index: Index, tensor: str, value: np.ndarray) -> Range | None:
-    """Return what a tensor can hold without being cut off: by the scale of the Q/DQ pair that reads it, or in FP16."""
+def _range_of(index: Index, tensor: str, value: np.ndarray, lowered: float = 0.0) -> Range | None:
+    """Return what a tensor can hold without being cut off: by the scale of the Q/DQ pair that reads it, or in FP16.
+
+    Args:
+        index: Of the file.
+        tensor: Its name.
+        value: Its values, for their type.
+        lowered: What it is lowered by: the range is that of the values before. Defaults to 0.
+    """
     for node in index.readers.get(tensor, ()):
         parameters = [numpy_helper.to_array(index.constants[n]) for n in node.input[1:] if n in index.constants]
         if node.op_type == "QuantizeLinear" and parameters and parameters[0].size == 1:
             scale, zero = float(parameters[0].item()), [*parameters, np.zeros((), np.uint8)][1]
             limits, zero_point = np.iinfo(zero.dtype), int(zero.item())
             # What is up to half a step beyond the last level is rounded to it.
-            return Range((limits.min - zero_point - 0.5) * scale, (limits.max - zero_point + 0.5) * scale)
-    return Range(-FP16_MAX, FP16_MAX) if value.dtype == np.float16 else None
+            low, high = limits.min - zero_point - 0.5, limits.max - zero_point + 0.5
+            return Range(low * scale + lowered, high * scale + lowered)
+    return Range(lowered - FP16_MAX, lowered + FP16_MAX) if value.dtype == np.float16 else None

@@ -11,10 +11,10 @@ from export.errors import DeviceUnavailableError, ProjectError
 from export.onnx_passes.file import load_model
 from export.tensorrt.sidecar import Precision, read_sidecar
 from pipeline.artifacts.engines import engines, plan_flavour, plan_precision
-from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.layer_report import LayerRun
-from pipeline.artifacts.paths import EQUALIZATION, Artifacts
+from pipeline.artifacts.paths import TENSORS, Artifacts
+from pipeline.artifacts.tensor_changes import read_changes
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.verification.checks.engine_files import check_engine_file
 from pipeline.verification.layers.compare import THRESHOLDS_DB, batch_size, compare_layers
@@ -32,14 +32,14 @@ def open_subject(artifacts: Artifacts, name: str, run: str, precision: Precision
     """Return an ONNX file as what layers are compared of.
 
     Args:
-        artifacts: The file, and what INT8's activations were divided by.
+        artifacts: The file, and what INT8's tensors hold in place of Keras' values.
         name: The file.
         run: Name of the run: the file's, or that of an engine that was built from it.
         precision: "fp32", "fp16" or "int8".
     """
-    known = precision == "int8" and artifacts.has(EQUALIZATION)
-    factors = read_factors(artifacts.path(EQUALIZATION)) if known else {}
-    return Subject(run, precision, load_model(artifacts.path(name)), factors)
+    known = precision == "int8" and artifacts.has(TENSORS)
+    changes = read_changes(artifacts.path(TENSORS)) if known else {}
+    return Subject(run, precision, load_model(artifacts.path(name)), changes)
 
 
 def built_from(artifacts: Artifacts, plan: str) -> str:

@@ -139,7 +139,7 @@ def keras_values(
     known = dict(inputs)
     for layer in mapping.layers:
         like = values.pop(layer.tensor)
-        known[layer.tensor] = layer.in_file(outputs[layer.name], like) / subject.factor(layer.tensor, like)
+        known[layer.tensor] = subject.file_value(layer.tensor, layer.in_file(outputs[layer.name], like))
     return known
 
 

@@ -190,11 +190,11 @@ class _Search:
             return {}
         session = FedSession(self._subject.model, list(fed), tensors)
         given = {
-            tensor: value.reshape(self._shapes[tensor].shape) / self._subject.factor(tensor, self._shapes[tensor])
+            tensor: self._subject.file_value(tensor, value.reshape(self._shapes[tensor].shape))
             for tensor, value in fed.items()
         }
         found = session.run(self._inputs, given)
-        return {name: value.astype(np.float32) * self._subject.factor(name, value) for name, value in found.items()}
+        return {name: self._subject.keras_value(name, value.astype(np.float32)) for name, value in found.items()}
 
     def _missing(self) -> list[str]:
         """Return the layers that are not found, and are in no layer behind them that is, in order."""

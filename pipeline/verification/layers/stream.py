@@ -116,7 +116,7 @@ class Usage:
 
         Args:
             reference: Keras' values, float32 (N, ...).
-            scaled: The same as the tensor holds them, which differs where the file was equalized.
+            scaled: The same in the units of the range, which differ where the file was equalized.
         """
         self.largest = max(self.largest, _largest(reference))
         self.values += reference.size

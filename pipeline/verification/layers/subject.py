@@ -11,6 +11,7 @@ from export.errors import RunnerError
 from export.onnx_passes.cut import cut, given, with_outputs
 from export.ort_session import open_session
 from export.tensorrt.sidecar import Precision
+from pipeline.artifacts.tensor_changes import TensorChange
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,13 @@ class Subject:
         run: Name of its run, see `pipeline.artifacts.parity_report.run_name`.
         precision: "fp32", "fp16" or "int8".
         model: Its graph, which takes uint8 pixels (N, height, width, 3).
-        factors: Tensor -> (C,): what its channels are multiplied by to get Keras' values, see
-            `export.int8.equalization`. Defaults to none.
+        changes: Tensor -> what it holds in place of Keras' values. Defaults to none.
     """
 
     run: str
     precision: Precision
     model: ModelProto
-    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    changes: Mapping[str, TensorChange] = field(default_factory=dict)
 
     def inputs(self, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
         """Return the inputs of the file for some pixels."""
@@ -40,11 +40,13 @@ class Subject:
         shape = self.model.graph.input[0].type.tensor_type.shape
         return (shape.dim[0].dim_value or None) if shape.dim else None
 
-    def factor(self, tensor: str, value: np.ndarray) -> np.ndarray | float:
-        """Return the factors of a tensor in a shape that multiplies its values; 1 where it has none."""
-        if tensor not in self.factors:
-            return 1.0
-        return self.factors[tensor].astype(np.float32).reshape(1, -1, *[1] * (value.ndim - 2))
+    def keras_value(self, tensor: str, value: np.ndarray) -> np.ndarray:
+        """Return the values of a tensor as Keras has them, in the layout of the file; the same array if unchanged."""
+        return self.changes[tensor].keras_value(value) if tensor in self.changes else value
+
+    def file_value(self, tensor: str, value: np.ndarray) -> np.ndarray:
+        """Return Keras' values as a tensor holds them, in the layout of the file; the same array if unchanged."""
+        return self.changes[tensor].file_value(value) if tensor in self.changes else value
 
 
 class Session(Protocol):

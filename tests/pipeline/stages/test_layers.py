@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from export.errors import ProjectError
 from export.onnx_passes.file import load_model, save_model
-from pipeline.artifacts.equalization import read_factors, write_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.layer_report import LayerReport, LayerRow, LayerRun, read_layers
 from pipeline.artifacts.manifest import read_manifest
-from pipeline.artifacts.paths import EQUALIZATION, KERAS, LAYERS, ONNX
+from pipeline.artifacts.paths import KERAS, LAYERS, ONNX, TENSORS
+from pipeline.artifacts.tensor_changes import read_changes
 from pipeline.cli.commands import main
 from pipeline.recipe.load import load_recipe
 from pipeline.stages.layers import STAGE
@@ -95,7 +97,7 @@ def test_of_what_it_declares_a_file_that_cannot_be_compared_is_named_and_the_oth
     save_model(other, chain.root / ONNX["fp16"])
     int8 = load_model(chain.root / ONNX["int8"])
     scale = next(t for t in int8.graph.initializer if t.name == "stage1_block1_1_relu/Relu_0/scale")
-    scale.raw_data = b"\x00\x14"  # 2^-10 in FP16: far too small
+    scale.CopyFrom(numpy_helper.from_array(np.float32(2.0**-10), scale.name))  # far too small
     save_model(int8, chain.root / ONNX["int8"])
     context = context_of(chain)
     (chain.root / STAGE.name).mkdir()
@@ -114,14 +116,7 @@ def test_keras_is_needed(chain: Chain, tmp_path, monkeypatch: pytest.MonkeyPatch
         run_stage(STAGE, context_of(chain), tmp_path)
 
 
-def test_factors_are_read_as_they_were_written_and_others_refused(made_chain: Chain, tmp_path) -> None:
-    factors = read_factors(made_chain.root / EQUALIZATION)
-    assert "stem_relu/Relu:0" in factors
-    write_factors(tmp_path / "again.npz", factors)
-    again = read_factors(tmp_path / "again.npz")
-    assert [*again] == [*factors]
-    assert all((again[name] == factors[name]).all() for name in factors)
-    assert EQUALIZATION.partition("/")[2] in read_manifest(made_chain.root / "quantize").outputs
-    write_factors(tmp_path / "wrong.npz", {"a": -factors["stem_relu/Relu:0"]})
-    with pytest.raises(ProjectError, match="factors of 'a' that are no row of positive numbers"):
-        read_factors(tmp_path / "wrong.npz")
+def test_what_tensors_hold_is_written_and_recorded(made_chain: Chain) -> None:
+    changes = read_changes(made_chain.root / TENSORS)
+    assert changes["head_pool/Squeeze:0"].offsets.item() > 0
+    assert TENSORS.partition("/")[2] in read_manifest(made_chain.root / "quantize").outputs

@@ -13,8 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from export.int8.scales import Scales
-from pipeline.artifacts.equalization import write_factors
 from pipeline.artifacts.parity_report import CONSISTENCY, VALUES_OF, Hop, ParityReport
+from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.recipe.schema import VerifyThresholds
 from pipeline.runners.open import open_runner
 from pipeline.verification.checks.rounded import Misfit, Origin, Rounded
@@ -156,9 +156,12 @@ def test_equalization_is_taken_into_account(tmp_path: Path, origin: Origin) -> N
         for kernel, scale in (("kernel", "k_scale"), ("kernel1", "k_scale1")):
             values[scale] = np.abs(values[kernel]).max((1, 2, 3)) / 127
 
-    model = with_values(tiny_onnx.classifier("int8", more_convolutions=1), equalize)
-    write_factors(tmp_path / "equalization.npz", {"conv": factors, "relu": factors})
-    known = replace(origin, factors=tmp_path / "equalization.npz")
+    model = tiny_onnx.classifier("int8", more_convolutions=1)
+    model.graph.initializer.append(numpy_helper.from_array(values_of(model)["bias"], "bias1"))
+    next(node for node in model.graph.node if node.name == "conv1").input[2] = "bias1"  # with a bias of its own
+    model = with_values(model, equalize)
+    write_changes(tmp_path / "tensors.npz", {"conv": factors, "relu": factors}, {})
+    known = replace(origin, changes=tmp_path / "tensors.npz")
     found = found_in(model, tmp_path, known)
     assert found is not None
     assert (found.weights, [misfit for misfit in found.misfits if misfit.cause == "weights"]) == (3, [])

@@ -13,10 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.onnx_passes.graph import topological_sort
-from pipeline.artifacts.equalization import read_factors
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.parity_report import FAIL, Hop
-from pipeline.artifacts.paths import CARD, EQUALIZATION, KERAS, ONNX, REFERENCE
+from pipeline.artifacts.paths import CARD, KERAS, ONNX, REFERENCE, TENSORS
+from pipeline.artifacts.tensor_changes import read_changes
 from pipeline.models.model_card import read_card
 from pipeline.recipe.schema import Thresholds, VerifyThresholds
 from pipeline.runners.keras import load_logits_model
@@ -43,7 +43,7 @@ class Bench:
         self.root, self.card = root, read_card(root / CARD)
         self.reference = Reference(KERAS, "", pixels, labels, logits)
         self.network = load_logits_model(root / KERAS, self.card.output)
-        self.factors = read_factors(root / EQUALIZATION)
+        self.changes = read_changes(root / TENSORS)
 
     def load(self, precision: str) -> onnx.ModelProto:
         return onnx.load(str(self.root / ONNX[precision]))
@@ -63,7 +63,7 @@ class Bench:
         answers = {c.run_name: evaluate(c, self.reference.pixels, 16, lambda images: None) for c in candidates}
         parity = judge(candidates, answers, self.reference, thresholds or VerifyThresholds())
         paths = {name: file for name, (_, file) in files.items()}
-        case = Case(candidates, answers, self.reference, self.card, paths, lambda: self.network, self.factors)
+        case = Case(candidates, answers, self.reference, self.card, paths, lambda: self.network, self.changes)
         return culprits(parity.hops), case
 
 
@@ -76,7 +76,7 @@ def changed(model: onnx.ModelProto, **weights: np.ndarray | float) -> onnx.Model
     """The model with weights multiplied, by the last word of their name."""
     for tensor in model.graph.initializer:
         for name, factor in weights.items():
-            if tensor.name == f"{CONV}/{name}":
+            if tensor.name in (f"{CONV}/{name}", f"{CONV}/{name}/quantized"):  # the codes of INT8
                 values = numpy_helper.to_array(tensor)
                 tensor.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), tensor.name))
     return model

@@ -13,6 +13,7 @@ from export.errors import ProjectError
 from export.onnx_passes.cut import given
 from export.onnx_passes.graph import Index
 from pipeline.artifacts.layer_report import LayerRow, LayerRun
+from pipeline.artifacts.tensor_changes import TensorChange
 from pipeline.verification.layers.compare import THRESHOLDS_DB, _range_of, compare_layers, layer_values
 from pipeline.verification.layers.mapping import Mapping, map_layers
 from pipeline.verification.layers.subject import Subject
@@ -125,7 +126,7 @@ def test_equalized_channels_are_compared_as_keras_has_them(keras: FakeKerasLayer
     change(model, "kernel", lambda kernel: kernel / factors[:, None, None, None])
     change(model, "bias", lambda bias: bias / factors)
     change(model, "kernel1", lambda kernel: kernel * factors[:, None, None])
-    rows = compared(keras, model, factors={"conv": factors, "relu": factors})
+    rows = compared(keras, model, changes=dict.fromkeys(("conv", "relu"), TensorChange(factors)))
     assert all(row.own_sqnr_db is None or row.own_sqnr_db > 120 for row in rows.values())
     assert rows["relu"].largest == pytest.approx(keras.outputs(IMAGES)["relu"].max())
     assert compared(keras, model)["conv"].own_sqnr_db < 20
@@ -188,7 +189,7 @@ def test_the_total_error_is_that_of_values_times_their_factors(keras: FakeKerasL
     factor = np.linspace(1, 2, 8).astype(np.float32)
     model = classifier(more_convolutions=1)
     change(model, "kernel1", lambda kernel: kernel / factor.reshape(-1, 1, 1, 1))
-    row = compared(keras, model, factors={"conv1": factor})["conv1"]
+    row = compared(keras, model, changes={"conv1": TensorChange(factor)})["conv1"]
     plain = compared(keras, model)["conv1"]
     assert row.sqnr_db is not None
     assert plain.sqnr_db is not None

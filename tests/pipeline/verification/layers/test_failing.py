@@ -34,7 +34,8 @@ PLAN = "build/tensorrt/int8.plan"
 def plant(chain: Chain, precision: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
     path = chain.root / ONNX[precision]
     model = onnx.load(path)
-    (tensor,) = (one for one in model.graph.initializer if one.name == f"{BLOCK}/Conv/weight")
+    name = f"{BLOCK}/Conv/weight{'/quantized' if precision == 'int8' else ''}"
+    (tensor,) = (one for one in model.graph.initializer if one.name == name)
     weight = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(change(weight).astype(weight.dtype), tensor.name))
     path.write_bytes(model.SerializeToString())
