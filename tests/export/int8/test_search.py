@@ -149,11 +149,15 @@ def test_a_shift_that_does_not_help_is_undone_and_the_methods_are_tried_without(
 
 
 def test_what_cannot_be_shifted_is_named_with_the_reason() -> None:
-    report = run().report.shift
-    assert (report.used, report.shifted, report.after) == (False, (), None)
-    assert report.refused.keys() == {"r", "u"}
+    result = run(shift="always")
+    report = result.report.shift
+    assert (report.used, report.shifted) == (True, ("u",))
+    assert report.refused.keys() == {"r"}
     assert "padding" in report.refused["r"]
-    assert "MatMul" in report.refused["u"], "which has no bias"
+    reasons = [row.why for row in result.placements if row.op == "Relu"]
+    assert [("not shifted" in why, "padding" in why) for why in reasons] == [(True, True), (False, False)]
+    never = run(shift="never").report.shift
+    assert (never.used, never.shifted, never.refused, never.after) == (False, (), {}, None)
 
 
 def test_equalization_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
