@@ -24,6 +24,7 @@ from export.tensorrt.layers import differences, inspect_engine, summarize_listin
 from export.tensorrt.library import INSTALL, TensorRT
 from export.tensorrt.network import (
     Progress,
+    activations_behind,
     add_profile,
     check_tensors,
     configure,
@@ -110,6 +111,7 @@ def build_engine(
         tensors = check_tensors(network, profile, source)
         network_layers = count_layers(trt, network, precision, source)
         requested = convolution_types(trt, network, precision)
+        activations = activations_behind(network)
         config = builder.create_builder_config()
         flags = configure(trt, builder, config, precision, options, targets)
         add_profile(builder, network, config, profile, logger)
@@ -143,10 +145,10 @@ def build_engine(
 
     data = memoryview(plan)
     layers, layers_reason = _inspect(
-        trt, data, driver, logger, requested, options, image=(profile.opt, *tensors[0].shape[1:])
+        trt, data, driver, logger, requested, activations, options, image=(profile.opt, *tensors[0].shape[1:])
     )
     if layers is None:
-        layers = summarize_listing(listing, requested)
+        layers = summarize_listing(listing, requested, activations)
     elif layers.reason is not None:
         log.warning("%s: %s", plan_file.name, layers.reason)
     warnings = (*differences(requested, layers), *unfused(layers))
@@ -177,7 +179,7 @@ def build_engine(
         },
         seconds=round(seconds, 3),
         network_layers=network_layers,
-        asked=RequestedLayers(precision, dict(Counter(requested.values())), requested),
+        asked=RequestedLayers(precision, dict(Counter(requested.values())), requested, activations),
         found=layers,
         layers_reason=layers_reason,
         warnings=warnings,
@@ -248,6 +250,7 @@ def _inspect(
     driver: DriverStatus,
     logger: Any,
     requested: Mapping[str, str],
+    activations: Mapping[str, str],
     options: BuildOptions,
     image: Sequence[int],
 ) -> tuple[EngineLayers | None, str | None]:
@@ -262,7 +265,8 @@ def _inspect(
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None, f"the engine cannot be loaded on the GPU of this machine: {logger.lines()}"
-        return inspect_engine(trt, engine, requested, None if options.strip_weights else (INPUT, image)), None
+        shape = None if options.strip_weights else (INPUT, image)
+        return inspect_engine(trt, engine, requested, shape, activations), None
     except Exception as error:  # any error of the library or its answer: the engine took minutes to build, so keep it
         return None, f"the engine's layers cannot be listed here: {type(error).__name__}: {error}"
 

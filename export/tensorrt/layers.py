@@ -41,7 +41,11 @@ class _Row:
 
 
 def inspect_engine(
-    trt: TensorRT, engine: Any, asked: Mapping[str, str], image: tuple[str, Sequence[int]] | None
+    trt: TensorRT,
+    engine: Any,
+    asked: Mapping[str, str],
+    image: tuple[str, Sequence[int]] | None,
+    activations: Mapping[str, str] | None = None,
 ) -> EngineLayers:
     """Summarise the layers of a deserialised engine; see `summarize_layers`.
 
@@ -51,6 +55,7 @@ def inspect_engine(
         asked: ONNX node of each convolution to the requested type.
         image: name and full shape of the input, because an engine for several batch sizes shows the types of its
             layers for one size only. None: no shape is set, as for an engine without weights, which cannot run.
+        activations: see `summarize_layers`. Defaults to None.
 
     Returns:
         FoundLayers: where the shape could not be set, without the types that depend on it, and with the reason.
@@ -63,7 +68,8 @@ def inspect_engine(
             reason = f"types that depend on the batch are not known: {why}"
         else:
             inspector.execution_context = context
-    layers = summarize_layers(inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON")), asked)
+    information = inspector.get_engine_information(trt.member("LayerInformationFormat", "JSON"))
+    layers = summarize_layers(information, asked, activations)
     return replace(layers, reason=layers.reason or reason)
 
 
@@ -84,7 +90,9 @@ def _context_for(trt: TensorRT, engine: Any, image: tuple[str, Sequence[int]]) -
     return context, ""
 
 
-def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -> EngineLayers:
+def summarize_layers(
+    information: str, asked: Mapping[str, str] | None = None, activations: Mapping[str, str] | None = None
+) -> EngineLayers:
     """Count the layers of an engine by kind and by the type that they compute in.
 
     A layer's type is that of its first input, as the output of an INT8 convolution may be FP16. TensorRT 8.6 to 10
@@ -95,6 +103,8 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
         information: the result of ``get_engine_information(JSON)`` for an engine built with DETAILED verbosity.
         asked: ONNX node of each convolution to the requested type. Defaults to None: convolutions are recognised by
             their names and kinds.
+        activations: ONNX node of each convolution to that of the activation behind it, a Relu or a Clip. Defaults to
+            None: whether a convolution's layer computes its activation too is not told.
 
     Returns:
         FoundLayers: counts by kind and type, and the layers; where the inspector's answer cannot be read, the reason.
@@ -115,6 +125,11 @@ def summarize_layers(information: str, asked: Mapping[str, str] | None = None) -
         convolutions=_counts(types.values()),
         convolution_layers=types,
         int8_outputs=_counts(known) if known or not outputs else None,
+        fused_activations=tuple(
+            name
+            for name, activation in (activations or {}).items()
+            if (row := convolutions.get(name)) and row.convolution and activation in row.nodes
+        ),
         reformats=tuple(row.layer.name for row in rows if row.reformat),
         layers=tuple(row.layer for row in rows),
     )
@@ -174,12 +189,15 @@ _LISTED = re.compile(
 )
 
 
-def summarize_listing(listing: str, asked: Mapping[str, str]) -> EngineLayers | None:
+def summarize_listing(
+    listing: str, asked: Mapping[str, str], activations: Mapping[str, str] | None = None
+) -> EngineLayers | None:
     """Summarise the layers that TensorRT-RTX lists in its log after a build, also without a GPU.
 
     Args:
         listing: the message: "Layers:", a line for each layer, an empty line, and further text that is ignored.
         asked: ONNX node of each convolution to the requested type.
+        activations: see `summarize_layers`. Defaults to None.
 
     Returns:
         FoundLayers | None: see `summarize_layers`; None where a line has another form than in 1.7.
@@ -192,7 +210,7 @@ def summarize_listing(listing: str, asked: Mapping[str, str]) -> EngineLayers | 
     for layer in layers:
         for side in ("Inputs", "Outputs"):
             layer[side] = [{"Datatype": kind} for kind in re.findall(r"Datatype: (\w+)", layer[side])]
-    return summarize_layers(json.dumps({"Layers": layers}), asked)
+    return summarize_layers(json.dumps({"Layers": layers}), asked, activations)
 
 
 def _row(layer: Any) -> _Row:
@@ -208,11 +226,22 @@ def _row(layer: Any) -> _Row:
     )
     nodes = re.findall(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]", str(layer.get("Metadata") or ""))
     if not nodes and not reformat and "ForeignNode[" not in name:  # a ForeignNode names its first and last node only
-        nodes = [part.strip(" []{}") for part in re.split(r" \+ |\|\|", name)]
+        nodes = _named_nodes(name)
     keras = tuple(dict.fromkeys(_keras(node) for node in nodes if "/" in node))
     operation = f"{kind} {layer.get('TacticName', '')} {layer.get('ParameterType', '')}".lower()
     named = any(word in operation for word in ("conv", "fprop", "correlation")) or "conv" in name.lower()
+    named |= name.startswith("__myl_") and "Corr" in name  # TensorRT's compiler names what it fused: "__myl_CorrMaxMin"
     return _Row(Layer(name, keras, kind, precision), nodes, reformat, named and not reformat, output)
+
+
+def _named_nodes(name: str) -> list[str]:
+    """Return the ONNX nodes in the name of a layer of TensorRT 8.6, such as "conv/Conv + PWN(relu/Clip)".
+
+    "PWN(…)" is a pointwise operation, also within another one: "PWN(PWN(a), b)".
+    """
+    parts = (part.strip(" []{}") for part in re.split(r" \+ |\|\|", name))
+    inner = (re.split(r", ", part.replace("PWN(", "").rstrip(")")) if "PWN(" in part else [part] for part in parts)
+    return [node.strip(" ()") if len(nodes) > 1 else node for nodes in inner for node in nodes]
 
 
 def _match_nodes(rows: Sequence[_Row], names: Iterable[str]) -> dict[str, _Row | None]:

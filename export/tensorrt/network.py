@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,6 +184,30 @@ def convolution_types(trt: TensorRT, network: Any, precision: str) -> dict[str, 
             requested[layer.name] = "int8" if kinds.get(source.name) == "DEQUANTIZE" else float_type
         kinds.update((layer.get_output(at).name, kind) for at in range(layer.num_outputs))
     return requested
+
+
+def activations_behind(network: Any) -> dict[str, str]:
+    """Return the activation behind each convolution that has one: the ONNX node of both.
+
+    Between them may be what TensorRT fuses into a convolution: a bias, a scale, the Add of a residual block. A tensor
+    with several readers ends the walk.
+    """
+    readers: dict[str, list[tuple[Any, str]]] = collections.defaultdict(list)
+    for layer, kind in _layers(network):
+        # Beyond the last input, and for one that is left out, it is None.
+        for source in takewhile(lambda tensor: tensor is not None, map(layer.get_input, count())):
+            readers[source.name].append((layer, kind))
+    found = {}
+    for convolution, _ in (entry for entry in _layers(network) if entry[1] == "CONVOLUTION"):
+        tensor = convolution.get_output(0).name
+        while len(readers[tensor]) == 1:
+            layer, kind = readers[tensor][0]
+            if kind == "ACTIVATION":
+                found[convolution.name] = layer.name
+            if kind not in ("ELEMENTWISE", "SCALE"):
+                break
+            tensor = layer.get_output(0).name
+    return found
 
 
 def configure(

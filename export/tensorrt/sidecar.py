@@ -83,11 +83,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class RequestedLayers:
-    """The types requested of the convolutions: their number by type, and the type by ONNX node."""
+    """What was requested of the convolutions.
+
+    Attributes:
+        precision: "fp32", "fp16" or "int8".
+        convolutions: type to number of convolutions.
+        layers: ONNX node of each convolution to its type.
+        activations: ONNX node of each convolution with an activation behind it, or behind a residual Add, to the
+            activation's node. A Relu and the Clip of a shifted one count alike.
+    """
 
     precision: str
     convolutions: Mapping[str, int]
     layers: Mapping[str, str]
+    activations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class EngineLayers:
         convolution_layers: ONNX node of each convolution to its type.
         int8_outputs: output type to number, of the convolutions that run in INT8, without those whose output type is
             unknown; None where all are unknown. Fused ones write "int8".
+        fused_activations: ONNX nodes of the convolutions whose layer computes the activation behind them too.
         reformats: names of the layers that only change a format.
         layers: all layers.
     """
@@ -114,6 +124,7 @@ class EngineLayers:
     convolutions: Mapping[str, int] = field(default_factory=dict)
     convolution_layers: Mapping[str, str] = field(default_factory=dict)
     int8_outputs: Mapping[str, int] | None = None
+    fused_activations: tuple[str, ...] = ()
     reformats: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
 

@@ -58,8 +58,8 @@ class ILayer:
     def __init__(self, given: ITensor, output: ITensor) -> None:
         self._given, self._output = given, output
 
-    def get_input(self, index: int) -> ITensor:
-        return (self._given,)[index]
+    def get_input(self, index: int) -> ITensor | None:
+        return self._given if index == 0 else None
 
     def get_output(self, index: int) -> ITensor:
         return (self._output,)[index]

@@ -105,7 +105,8 @@ def test_builds_a_plan_and_says_what_it_is(tmp_path: Path, rtx: TensorRT, no_dri
     assert made["warnings"] == []
     assert made["variant"] is None
     assert plan.parents[2] / made["onnx_file"] == tmp_path / f"{precision}.onnx"
-    assert made["asked"] == {"precision": precision, "convolutions": {precision: 1}, "layers": {"conv": precision}}
+    asked = {"convolutions": {precision: 1}, "layers": {"conv": precision}, "activations": {"conv": "relu"}}
+    assert made["asked"] == {"precision": precision, **asked}
     assert "libcuda.so.1" in made["layers_reason"]
     assert made["targets"] == []
     assert made["runs_on"].startswith("compute capability 8.0 and later")
