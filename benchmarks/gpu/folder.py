@@ -148,7 +148,7 @@ class DryRun:
 
     def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    look = build = compare = time = check = cycle = peer = _nothing
+    look = build = build_form = compare = time = contest = check = cycle = peer = _nothing
 
 
 def foresee(options: Options) -> list[str]:
@@ -199,7 +199,9 @@ def _plan_lines(options: Options, library: str, strongly_typed: bool) -> list[st
     seconds = [step.seconds for step, why in unlimited if not why]
     fits = sum(not why for _, why in foreseen)
     limit = "" if options.minutes is None else f"; {fits} fit into the {options.minutes:g} of --minutes"
+    made = "" if plan.forms else "none; python -m benchmarks.int8_forms makes them where the recipe was quantized"
     return [
+        f"other forms of the INT8 file, to time it against: {made or ', '.join(plan.forms)}",
         f"planned for {library}, by first guesses:",
         *(
             f"  left out  {step.name}: {why}" if why else f"{step.seconds:8.0f} s  {step.name}"

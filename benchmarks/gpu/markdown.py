@@ -1,10 +1,11 @@
 """Compare the results of a visit to a GPU with the project's targets, and write them as a page of Markdown tables.
 
-The module needs Python 3.10 and the standard library alone.
+The module needs Python 3.10 and numpy alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from benchmarks.gpu.forms import FORM_NAMES, contest_rows, form_engine_rows, verdict
 from export.tensorrt.sidecar import PRECISIONS
 from export.words import count, listed
 from pipeline.artifacts.gpu_evidence import (
@@ -175,6 +176,7 @@ def as_markdown(evidence: GpuEvidence) -> str:
         _section("Speed", _speed(evidence.timings)),
         _section("Answers against Keras'", _parity(evidence)),
         _section("Engines", _engines(evidence.engines)),
+        _section("INT8 against other forms of its file", _forms(evidence)),
         _section("Targets", _targets(evidence.targets)),
         _section("Checks", _checks(evidence)),
         _section("Failed", _bullets(evidence.failures)),
@@ -291,6 +293,23 @@ def _by_type(engine: EngineEvidence) -> str:
     by_type = engine.convolutions or engine.asked_convolutions
     numbers = ", ".join(f"{number} {kind.upper()}" for kind, number in by_type.items())
     return numbers if engine.convolutions or not numbers else f"{numbers} asked for"
+
+
+def _forms(evidence: GpuEvidence) -> str:
+    if not evidence.forms:
+        return ""
+    times = contest_rows(evidence.contests)
+    head = ("form", "batch", "measured", "as shipped, ms", "this form, ms", "shipped / form", "95 %")
+    parts = [
+        _bullets(filter(None, (verdict(form, evidence.contests) for form in FORM_NAMES))),
+        table(head, times, right=(1, 3, 4, 5, 6)) if times else "",
+        table(
+            ("INT8 engine", "layers", "reformats", "convolutions with their activation"),
+            form_engine_rows(evidence),
+            right=(1, 2, 3),
+        ),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _targets(targets: Sequence[Target]) -> str:

@@ -14,14 +14,15 @@ from statistics import fmean
 from typing import Protocol
 
 from benchmarks.gpu.checks import CHECKS, QUICK, Check
+from benchmarks.gpu.forms import FORM_NAMES
 from benchmarks.gpu.options import MAIN, Options
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.timings import WARM_UP, error_text
 from export.tensorrt.sidecar import Precision
 from export.words import count
 from pipeline.artifacts.engines import engine_source
-from pipeline.artifacts.gpu_evidence import Measures, Step, Variant
-from pipeline.artifacts.paths import ONNX, TENSORRT8
+from pipeline.artifacts.gpu_evidence import Form, Measures, Step, Variant
+from pipeline.artifacts.paths import FORMS, ONNX, TENSORRT8
 
 log = logging.getLogger("benchmarks.gpu")
 
@@ -29,6 +30,7 @@ MEASURES: dict[Variant, tuple[Measures, ...]] = {
     "throughput": ("compute", "infer", "stream", "stream pinned"),
     "latency": ("infer", "compute"),
 }
+FORM_MEASURES: dict[Variant, tuple[Measures, ...]] = {"throughput": ("compute",), "latency": ("compute", "infer")}
 # Estimates for a ResNet-50, in seconds; they are corrected by measured times. TensorRT times kernels on the GPU while
 # it builds, more of them at higher levels; TensorRT-RTX compiles when an engine is opened.
 BUILD_BY_LEVEL = (10.0, 20.0, 40.0, 90.0, 150.0, 300.0)
@@ -85,6 +87,12 @@ class Work(Protocol):
     def check(self, check: Check, engine: str) -> None:
         """Run a check that needs a GPU."""
 
+    def build_form(self, form: Form, variant: Variant) -> None:
+        """Build the engine of another form of the INT8 file."""
+
+    def contest(self, form: Form, variant: Variant, measures: Measures) -> None:
+        """Time it in turns with the INT8 engine as shipped."""
+
     def cycle(self) -> None:
         """Open and close the smallest engine repeatedly, to find leaks."""
 
@@ -109,15 +117,12 @@ class Plan:
     def steps(self, work: Work) -> list[PlannedStep]:
         """Return all steps, the most important first; ``work`` has their actions."""
         selected = self.options.precisions
-        groups = [name for name in MAIN if name in selected], [name for name in selected if name not in MAIN]
+        main, others = [name for name in MAIN if name in selected], [name for name in selected if name not in MAIN]
         return [
             PlannedStep("machine", "machine", 1.0, work.look),
-            *(
-                step
-                for precisions in groups
-                for variant in self.options.variants
-                for step in self._group(work, variant, precisions)
-            ),
+            *(step for variant in self.options.variants for step in self._group(work, variant, main)),
+            *(step for variant in self.options.variants for step in self._forms(work, variant)),
+            *(step for variant in self.options.variants for step in self._group(work, variant, others)),
             *self._checks(work),
             *self._peers(work),
         ]
@@ -157,6 +162,26 @@ class Plan:
                     partial(work.time, variant, group, measures),
                     partial(_why_not, work, [f"{precision}-{variant}" for precision in group]),
                 )
+
+    def _forms(self, work: Work, variant: Variant) -> Iterator[PlannedStep]:
+        """Build other forms of the INT8 file, where there are any, and time each in turns with the file as shipped."""
+        for form in self.forms:
+            name, shipped = f"{form}-{variant}", f"int8-{variant}"
+            times = [
+                PlannedStep(
+                    *(f"time {variant} {measures} {form}", f"time {measures}"),
+                    2 * (OPEN + WARM_UP + self.options.seconds),
+                    partial(work.contest, form, variant, measures),
+                    partial(_why_not_all, work, (shipped, name)),
+                )
+                for measures in FORM_MEASURES[variant]
+            ]
+            yield PlannedStep(
+                *(f"build {name}", "build", self._build_seconds("int8")),
+                *(partial(work.build_form, form, variant), partial(_why_not_all, work, (shipped,))),
+                leads_to=(times[0].name,),
+            )
+            yield from times
 
     def _checks(self, work: Work) -> list[PlannedStep]:
         options = self.options
@@ -202,6 +227,13 @@ class Plan:
         """Return the path of the ONNX file that an engine is built from; it need not exist."""
         return self.options.artifacts / engine_source(precision, self.strongly_typed)
 
+    @property
+    def forms(self) -> dict[Form, Path]:
+        """The other forms of the INT8 file that the folder has, for this TensorRT; with their files."""
+        names = {form: FORMS.get(form if self.strongly_typed else f"{form}-trt8") for form in FORM_NAMES}
+        paths = {form: self.options.artifacts / name for form, name in names.items() if name is not None}
+        return {form: path for form, path in paths.items() if "int8" in self.options.precisions and path.is_file()}
+
     def _why_absent(self, precision: str) -> str:
         """Return why there is no source to build an engine from; "" where there is."""
         if self.source(precision).is_file():
@@ -221,6 +253,12 @@ class Plan:
 def _why_not(work: Work, names: Sequence[str]) -> str:
     """Return why none of these engines can be used; "" where one can."""
     return "" if work.usable(names) else f"there is no engine {' or '.join(names)} that runs here"
+
+
+def _why_not_all(work: Work, names: Sequence[str]) -> str:
+    """Return why one of these engines cannot be used; "" where all can."""
+    usable = work.usable(names)
+    return next((f"there is no engine {name} that runs here" for name in names if name not in usable), "")
 
 
 class Estimates:

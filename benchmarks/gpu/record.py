@@ -1,6 +1,6 @@
 """Write the evidence of a visit to disk after every change, without names of machines and paths.
 
-The module needs Python 3.10 and the standard library alone.
+The module needs Python 3.10 and numpy alone.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ class Record:
             )
         )
 
-    def add(self, field: Literal["timings", "checks"], *rows: Any) -> None:
+    def add(self, field: Literal["timings", "checks", "contests"], *rows: Any) -> None:
         """Append rows to a field."""
         self.change(**{field: (*getattr(self.evidence, field), *rows)})
 

@@ -97,7 +97,7 @@ def time_engines(
                     runner = stack.enter_context(TensorRTRunner(plan, RuntimeOptions(graphs=graphs)))
                     if runner.max_batch != batch:  # a call would be split into other batches
                         raise ProjectError(f"it runs batches of {runner.max_batch} at most here")
-                    turn.call = _call(runner, images, measures, batch * batches)
+                    turn.call = engine_call(runner, images, measures, batch * batches)
                 except Exception as error:  # the others are still timed
                     turn.fail(error)
                 else:
@@ -150,7 +150,7 @@ def time_peer(
             call = partial(peer.compute_ms, batch, REPEATS) if measures == "compute" else partial(peer.infer, images)
             turns = [_Turn(row, call)]
             if runner is not None:
-                engine, doubt = _call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
+                engine, doubt = engine_call(runner, images, measures, batch), partial(why_without_graph, runner, batch)
                 turns.append(_Turn(replace(row, name=ENGINE, graphs=True), engine, doubt))
             rows += _time_in_turns(turns, measures == "compute", seconds)
     return rows
@@ -175,7 +175,8 @@ def _streamed(pixels: np.ndarray, batch: int) -> int:
     return int(min(MOST_STREAMED, max(4, STREAMED_BYTES // (batch * pixels[0].nbytes))))
 
 
-def _call(runner: TensorRTRunner, images: np.ndarray, measures: Measures, count: int) -> Callable[[], Any]:
+def engine_call(runner: TensorRTRunner, images: np.ndarray, measures: Measures, count: int) -> Callable[[], Any]:
+    """Return the function that runs and, for "compute", times an engine once; see `INCLUDES`."""
     if measures == "compute":
         return partial(runner.compute_ms, images, REPEATS)
     if measures == "stream pinned":

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.checks import Check, CheckFailedError, CheckSkippedError, cycles_leak_nothing
+from benchmarks.gpu.forms import time_form
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.timings import error_text, time_engines, time_peer, why_without_peers
@@ -19,7 +20,7 @@ from export.tensorrt.library import TensorRT
 from export.tensorrt.options import BuildOptions
 from export.tensorrt.sidecar import BatchProfile, Precision, Sidecar
 from pipeline.artifacts.engines import plan_name
-from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Measures, Variant
+from pipeline.artifacts.gpu_evidence import CheckRow, EngineEvidence, Form, Measures, Variant
 from pipeline.artifacts.parity_report import Parity, overall_verdict, thresholds_by_precision
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.recipe.schema import VerifyThresholds
@@ -56,9 +57,13 @@ class Visit:
         precision, _, variant = name.partition("-")
         return self.plans / plan_name(precision, variant)
 
+    def _form(self, name: str) -> Path:
+        form, _, variant = name.rpartition("-")
+        return self.plans / form / plan_name("int8", variant)
+
     def usable(self, names: Sequence[str]) -> list[str]:
-        """Return the engines that were built and can be loaded on this machine."""
-        engines = self.record.evidence.engines
+        """Return the engines, also of other forms, that were built and can be loaded on this machine."""
+        engines = {**self.record.evidence.engines, **self.record.evidence.forms}
         return [name for name in names if name in engines and not engines[name].refused]
 
     def why_no_peer(self, model: Path) -> str:
@@ -76,10 +81,20 @@ class Visit:
 
     def build(self, precision: Precision, variant: Variant) -> None:
         """Build an engine, and check whether it can be loaded on this machine."""
-        name, batch = f"{precision}-{variant}", self.plan.batch(variant)
-        plan = self._engine(name)
+        name = f"{precision}-{variant}"
+        engine = self._build(self.plan.source(precision), self._engine(name), precision, variant)
+        self.record.change(engines={**self.record.evidence.engines, name: engine})
+
+    def build_form(self, form: Form, variant: Variant) -> None:
+        """Build the engine of another form of the INT8 file."""
+        name = f"{form}-{variant}"
+        engine = self._build(self.plan.forms[form], self._form(name), "int8", variant)
+        self.record.change(forms={**self.record.evidence.forms, name: engine})
+
+    def _build(self, source: Path, plan: Path, precision: Precision, variant: Variant) -> EngineEvidence:
+        batch = self.plan.batch(variant)
         sidecar = build_engine(
-            self.plan.source(precision),
+            source,
             plan,
             precision=precision,
             profile=BatchProfile(1, batch, batch),
@@ -91,8 +106,8 @@ class Visit:
             ),
             variant=variant,
         )
-        refused = self._refused(plan)
-        engine = EngineEvidence(
+        refused, found = self._refused(plan), sidecar.found
+        return EngineEvidence(
             precision=precision,
             variant=variant,
             profile=sidecar.profile,
@@ -105,12 +120,15 @@ class Visit:
             options={key: value for key, value in sidecar.options.items() if key != "timing_cache"},
             network_layers=sidecar.network_layers,
             asked_convolutions=sidecar.asked.convolutions if sidecar.asked else {},
-            convolutions=sidecar.found.convolutions if sidecar.found else None,
+            convolutions=found.convolutions if found else None,
             warnings=sidecar.warnings,
             refused=refused,
             library=self._library_on(plan, sidecar) if refused else "",
+            layers=found.count if found else None,
+            reformats=len(found.reformats) if found else None,
+            activations=len(sidecar.asked.activations) if found and sidecar.asked else None,
+            fused_activations=len(found.fused_activations) if found else None,
         )
-        self.record.change(engines={**self.record.evidence.engines, name: engine})
 
     def _refused(self, plan: Path) -> str:
         status = driver_status()
@@ -152,6 +170,14 @@ class Visit:
         pixels, seconds = self.reference.pixels, self.plan.options.seconds
         self.record.add("timings", *time_engines(plans, pixels, variant, self.plan.batch(variant), measures, seconds))
         self._snapshot(f"time {variant} {measures} {'+'.join(precisions)}")
+
+    def contest(self, form: Form, variant: Variant, measures: Measures) -> None:
+        """Time the INT8 engine as shipped and that of another form, in turns."""
+        shipped, other = self._engine(f"int8-{variant}"), self._form(f"{form}-{variant}")
+        batch, seconds = self.plan.batch(variant), self.plan.options.seconds
+        row = time_form(form, shipped, other, self.reference.pixels, variant, batch, measures, seconds)
+        self.record.add("contests", row)
+        self._snapshot(f"time {variant} {measures} {form}")
 
     def check(self, check: Check, engine: str) -> None:
         """Run a check that needs a GPU on an engine."""

@@ -26,6 +26,7 @@ ENGINE, WITHOUT_GRAPHS = "engine", "engine without graphs"  # names of timed row
 StepState = Literal["pending", "running", "done", "skipped", "error"]
 Variant = Literal["throughput", "latency"]
 Measures = Literal["compute", "infer", "stream", "stream pinned"]
+Form = Literal["plain", "trunk-fp16"]
 REMEDY = "Run python -m benchmarks.gpu_evidence on the GPU machine again."
 
 
@@ -104,6 +105,10 @@ class EngineEvidence:
         warnings: Differences between the engine and the request.
         refused: Why this project does not load it on this GPU; "" where it does.
         library: The library's own message about an engine that is refused.
+        layers: Number of layers, of which most are one kernel; None where the library did not tell, like what follows.
+        reformats: Number of layers that only change a format.
+        activations: Number of convolutions with an activation behind them.
+        fused_activations: Number of those whose layer computes the activation too.
     """
 
     precision: Precision
@@ -122,6 +127,50 @@ class EngineEvidence:
     warnings: tuple[str, ...] = ()
     refused: str = ""
     library: str = ""
+    layers: int | None = None
+    reformats: int | None = None
+    activations: int | None = None
+    fused_activations: int | None = None
+
+
+@dataclass(frozen=True)
+class FormContest:
+    """The INT8 engine as shipped, timed in turns with one of another form of its file.
+
+    Attributes:
+        form: "plain" (not shifted) or "trunk-fp16".
+        variant: Variant of both engines.
+        batch: Images per batch.
+        measures: What was timed, see `TimedRow`.
+        rounds: Rounds that were compared.
+        shipped_ms: Median time of a call of the engine as shipped, in milliseconds; None with an error.
+        form_ms: The same of the other form.
+        ratio: Time as shipped over that of the other form: geometric mean over the rounds; above 1 the choice of the
+            quantize stage costs time.
+        interval: Its 95 % confidence interval; None with too few rounds.
+        error: Why there are no times; "" where there are.
+
+    Raises:
+        ValueError: There are both a ratio and an error, or neither; or a number is out of range.
+    """
+
+    form: Form
+    variant: Variant
+    batch: int
+    measures: Measures
+    rounds: int = 0
+    shipped_ms: float | None = None
+    form_ms: float | None = None
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) != bool(self.error):
+            raise ValueError("a contest has either a ratio or an error")
+        numbers = (self.ratio, self.shipped_ms, self.form_ms, *(self.interval or ()))
+        if wrong := [number for number in numbers if number is not None and not 0 < number <= LARGEST]:
+            raise ValueError(f"a contest with the number {wrong[0]:g}")
 
 
 @dataclass(frozen=True)
@@ -235,6 +284,8 @@ class GpuEvidence:
         parity: Comparison with Keras, whose candidates are names of engines; None before there is one.
         timings: All timed rows.
         checks: All checks.
+        forms: Engines of other forms of the INT8 file by name, ``<form>-<variant>``.
+        contests: Their times against those of the INT8 engines as shipped.
         targets: Targets, judged where that was possible.
         snapshots: Clocks, power and temperature right after each step.
         schema: Version of this file format.
@@ -257,6 +308,8 @@ class GpuEvidence:
     parity: Parity | None = None
     timings: tuple[TimedRow, ...] = ()
     checks: tuple[CheckRow, ...] = ()
+    forms: Mapping[str, EngineEvidence] = field(default_factory=dict)
+    contests: tuple[FormContest, ...] = ()
     targets: tuple[Target, ...] = ()
     snapshots: Mapping[str, tuple[GpuSnapshot, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -264,9 +317,8 @@ class GpuEvidence:
     def __post_init__(self) -> None:
         if len({step.name for step in self.steps}) != len(self.steps):
             raise ValueError("two steps of one name")
-        kinds = {
-            name: getattr(self, name) for name in ("steps", "engines", "timings", "checks", "targets", "snapshots")
-        }
+        names = ("steps", "engines", "timings", "checks", "forms", "contests", "targets", "snapshots")
+        kinds = {name: getattr(self, name) for name in names}
         for kind, entries in {**kinds, "comparisons": self.parity.hops if self.parity else ()}.items():
             if len(entries) > MOST:
                 raise ValueError(f"{len(entries):,} {kind}, where a visit has at most {MOST}")
@@ -276,7 +328,7 @@ class GpuEvidence:
         """One sentence for each failed step, check or comparison, and each row without numbers."""
         hops = self.parity.hops if self.parity else ()
         refused: dict[str, list[str]] = {}
-        for name, engine in self.engines.items():
+        for name, engine in (*self.engines.items(), *self.forms.items()):
             if engine.refused:
                 refused.setdefault(engine.refused, []).append(name)
         return (
@@ -288,6 +340,8 @@ class GpuEvidence:
               if check.result in ("fail", "error")),
             *(f"{row.name}, {row.precision}, batch {row.batch}, {row.measures}: {row.error}" for row in self.timings
               if row.error),
+            *(f"{row.form} against int8 as shipped, batch {row.batch}, {row.measures}: {row.error}"
+              for row in self.contests if row.error),
         )  # fmt: skip
 
 

@@ -23,6 +23,12 @@ TENSORRT8: Mapping[str, str] = {
     "fp16": "quantize/model.fp16-trt8.onnx",
     "int8": "quantize/model.int8-trt8.onnx",  # FP32 where it is not INT8
 }
+# Other forms of the INT8 file, which python -m benchmarks.int8_forms writes for a visit to a GPU; no stage does.
+FORMS: Mapping[str, str] = {
+    "plain": "evidence/forms/int8-plain.onnx",  # not shifted
+    "trunk-fp16": "evidence/forms/int8-trunk-fp16.onnx",
+    "plain-trt8": "evidence/forms/int8-plain-trt8.onnx",
+}
 # An engine is a plan and the sidecar beside it; they are read together.
 ENGINES = ("build/*/*.plan", "build/*/*.json")
 CALIBRATION_IMAGES = "quantize/images.json"

@@ -42,16 +42,18 @@ def planned(lines: list[str]) -> list[str]:
 
 def test_the_folder_and_its_plan_are_told(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = told(capsys, artifacts)
-    assert lines[:7] == [
+    assert lines[:8] == [
         f"{artifacts}:",
         "files: compared with nothing: no bundle.json",
         "Keras' answers: 60 test images, not the file that the verify stage wrote",
         "thresholds: the defaults, as the folder has no verdict",
         f"{STRONG}: fp32, fp16, int8",
         f"{OLDER}: fp32, fp16, int8",
+        "other forms of the INT8 file, to time it against: none; python -m benchmarks.int8_forms makes them where the "
+        "recipe was quantized",
         "planned for TensorRT 10 and later, by first guesses:",
     ]
-    assert lines[8] == f"{BUILD_BY_LEVEL[3] / 10:.0f} s  build fp16-throughput"
+    assert lines[9] == f"{BUILD_BY_LEVEL[3] / 10:.0f} s  build fp16-throughput"
     assert lines[-1] == f"{len(planned(lines))} steps in about 14.7 minutes"
     assert not any("left out" in line for line in lines)
 

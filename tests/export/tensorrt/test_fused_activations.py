@@ -1,4 +1,4 @@
-"""Activations that an engine computes with the convolution before them: a Relu, and that of a shifted tensor, a Clip."""
+"""Activations that an engine computes with the convolution before them: a Relu, or the Clip of a shifted tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from export.fp16.convert import to_half
 from export.int8.placement import quantizable_tensors
@@ -24,6 +24,7 @@ from export.tensorrt.layers import summarize_layers, summarize_listing
 from export.tensorrt.library import find_tensorrt, why_missing
 from export.tensorrt.sidecar import BatchProfile, Sidecar
 from tests.export.tensorrt.test_layers import HALF, INT8, layer_8
+from tests.residual_onnx import residual_classifier
 
 ACTIVATIONS = {f"{name}/Conv": f"{name}_relu/Relu" for name in "abcd"}
 CONVOLUTIONS = dict.fromkeys(ACTIVATIONS, "int8")
@@ -61,48 +62,9 @@ def test_a_convolution_that_is_compiled_with_its_clip_is_a_convolution() -> None
     assert found is not None
     assert found.convolution_layers == asked, "not the type of the pixels"
     assert found.fused_activations == ("a/Conv",)
-
-
-def residual_classifier() -> onnx.ModelProto:
-    """Stem, and two residual blocks whose convolutions have no padding; a Relu behind each, in float32."""
-    random = np.random.default_rng(0)
-    weights: dict[str, np.ndarray] = {}
-    nodes = [
-        helper.make_node("Cast", ["images"], ["cast"], "pre/Cast", to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["cast"], ["nchw"], "pre/Transpose", perm=[0, 3, 1, 2]),
-    ]
-
-    def conv(name: str, source: str, channels: int, size: int = 1, residual: str = "") -> str:
-        weights[f"{name}_w"] = random.normal(0, 0.3, (16, channels, size, size)).astype(np.float32)
-        weights[f"{name}_b"] = random.normal(0, 1, 16).astype(np.float32)
-        nodes.append(helper.make_node("Conv", [source, f"{name}_w", f"{name}_b"], [name], f"{name}/Conv"))
-        if residual:
-            nodes.append(helper.make_node("Add", [residual, name], [f"{name}_add"], f"{name}_add/Add"))
-        source = f"{name}_add" if residual else name
-        nodes.append(helper.make_node("Relu", [source], [f"{name}_relu"], f"{name}_relu/Relu"))
-        return f"{name}_relu"
-
-    x = conv("stem", "nchw", 3, 3)
-    for block in ("one", "two"):
-        x = conv(f"{block}b", conv(f"{block}a", x, 16), 16, residual=x)
-    weights |= {"dense": random.normal(0, 1, (16, 4)).astype(np.float32), "dense_b": np.zeros(4, np.float32)}
-    nodes += [
-        helper.make_node("GlobalAveragePool", [x], ["pool"], "pool/GlobalAveragePool"),
-        helper.make_node("Flatten", ["pool"], ["flat"], "flat/Flatten"),
-        helper.make_node("MatMul", ["flat", "dense"], ["product"], "dense/MatMul"),
-        helper.make_node("Add", ["product", "dense_b"], ["logits"], "dense/Add"),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], "dense/Softmax", axis=-1),
-    ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in
-               ("logits", "probabilities")]  # fmt: skip
-    graph = helper.make_graph(
-        nodes,
-        "residual",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 16, 16, 3])],
-        outputs,
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    unknown = summarize_listing(LISTING.replace("CorrMaxMin", "New"), asked, ACTIVATIONS)
+    assert unknown is not None
+    assert unknown.fused_activations == (), "the kernel that prepares the pixels names both nodes, and computes neither"
 
 
 @pytest.fixture
