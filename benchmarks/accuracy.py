@@ -1,16 +1,22 @@
 """Compare all ways to lower precision on a recipe's test images: ``python -m benchmarks.accuracy``.
 
-The candidates are FP32, FP16, INT8 by each calibration method, INT8 as the recipe ships it, and INT8 files that other
-quantizers made from the same model and images. The test images only judge; nothing is selected by them.
+The candidates are FP32, FP16, INT8 by each calibration method, INT8 with each step of the search alone and with all of
+them, INT8 as the recipe ships it, and INT8 files that other quantizers made from the same model and images. The test
+images only judge; nothing is selected by them.
+
+ONNX Runtime's CPU computes FP16 nodes in float32, so a file with FP16 parts shows the rounding of its constants alone.
+An FP16 trunk rounds its activations, too: ``half`` has the same file with every FP16 value rounded, see
+`export.int8.fp16_search.emulate_half`. A GPU that fuses the trunk into INT8 kernels lies between the two.
 """
 
 import argparse
 import logging
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,15 +25,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from benchmarks.int8_steps import Made, forget_peak, make_steps
 from benchmarks.peers.quantizers.tools import Share, placement
 from benchmarks.telemetry import commit, machine
 from export.calibration import collect_statistics
 from export.errors import ProjectError
+from export.files import replacing_file
+from export.fp16.convert import has_half
+from export.int8.calibrated import calibrate
+from export.int8.fp16_search import emulate_half
 from export.int8.placement import measured_tensors
 from export.int8.qdq import quantize
 from export.int8.report import CalibrationReport
 from export.int8.scales import METHODS, Scales
-from export.int8.search import calibrate
+from export.int8.simulate import HeldOut, Judged, simulate
 from export.metrics.distances import Comparison, compare
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
@@ -37,11 +48,12 @@ from export.words import count
 from pipeline.artifacts.archives import read_arrays
 from pipeline.artifacts.files import read_json, sha256_file, write_json
 from pipeline.artifacts.machine import Machine, peak_memory_mib
+from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.output import check_output
 from pipeline.artifacts.paths import ONNX, REFERENCE, TENSORRT8
 from pipeline.artifacts.stage_files import read_calibration
 from pipeline.cli import options
-from pipeline.quantization.quantize import CalibrationImages
+from pipeline.quantization.quantize import CalibrationImages, search_options
 from pipeline.runners.onnxruntime import OnnxRunner
 from pipeline.terminal.command_line import Parser
 from pipeline.terminal.console import progress_bar
@@ -51,7 +63,9 @@ from pipeline.workflow.environment import choose_tensorrt
 log = logging.getLogger("benchmarks.accuracy")
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA = 2
+_BATCH = 16
+_PEER = "peer: "
 _NOT_EQUALIZED = ("minmax", "mse")  # the simplest and the usual choice for ResNets: enough to show the gain
 EXAMPLES = """examples:
   python -m benchmarks.accuracy -c configs/digits.yaml
@@ -65,6 +79,7 @@ _RECORDED = (
     *("images", "max_abs", "relative_error", "sqnr_db", "cosine", "top1_agreement", "agreement_interval", "finite"),
     *("reference_accuracy", "candidate_accuracy", "accuracy_drop", "accuracy_drop_interval", "mcnemar"),
 )
+_NOISE = ("sqnr_db", "median_db", "low_db", "worst_db")
 
 
 @dataclass(frozen=True)
@@ -73,22 +88,27 @@ class AccuracyRow:
 
     Attributes:
         name: of the candidate.
-        comparison: of its logits with Keras', computed node by node.
+        comparison: of its logits with Keras', computed node by node, with the spread over the images.
         fused: the same comparison, with Q/DQ pairs fused as in an INT8 engine.
         convolutions: how many convolutions are in INT8, of how many.
         bytes: size of the ONNX file.
         reference_top5: share of the labels among Keras' best five classes; None with five classes or fewer.
         candidate_top5: share of the labels among the candidate's best five classes.
+        half: the same comparison, with every FP16 value rounded; None where the file has none, and for the files of
+            methods and of peers.
+        made: the search that made it; None where the file is that of the artifacts, of a peer or of a method.
         plan_bytes: size of its TensorRT engine, or why there is none; None where no engine was built.
     """
 
     name: str
-    comparison: Comparison
+    comparison: Judged
     fused: Comparison
     convolutions: Share
     bytes: int
     reference_top5: float | None
     candidate_top5: float | None
+    half: Judged | None = None
+    made: Made | None = None
     plan_bytes: int | str | None = None
 
     def to_dict(self) -> dict[str, object]:
@@ -97,12 +117,17 @@ class AccuracyRow:
         return {
             "name": self.name,
             **{key: value for key, value in self.comparison.to_dict().items() if key in _RECORDED},
+            **_noise(self.comparison),
             "int8_convolutions": self.convolutions.int8,
             "convolutions": self.convolutions.of,
             "bytes": self.bytes,
             "reference_top5": self.reference_top5,
             "candidate_top5": self.candidate_top5,
             "fused": {key: fused[key] for key in ("sqnr_db", "top1_agreement")},
+            "half": None if self.half is None else {**_noise(self.half), "top1_agreement": self.half.top1_agreement},
+            "chosen": None if self.made is None else to_json(self.made.chosen),
+            "seconds": None if self.made is None else self.made.seconds,
+            "peak_memory_mib": None if self.made is None else self.made.peak_memory_mib,
             **({} if self.plan_bytes is None else {"plan_bytes": self.plan_bytes}),
         }
 
@@ -110,10 +135,17 @@ class AccuracyRow:
         """Return the row as a line of text."""
         comparison = self.comparison
         return (
-            f"{self.name}: SQNR {comparison.sqnr_db:.1f} dB, agreement {comparison.top1_agreement:.2%}, "
+            f"{self.name}: SQNR {comparison.sqnr_db:.1f} dB (median image {comparison.median_db:.1f}, 5 % below "
+            f"{comparison.low_db:.1f}, worst {comparison.worst_db:.1f}), agreement {comparison.top1_agreement:.2%}, "
             f"accuracy {comparison.candidate_accuracy:.2%} (Keras {comparison.reference_accuracy:.2%}), "
             f"{self.convolutions.int8} of {self.convolutions.of} convolutions in INT8"
         )
+
+
+def _noise(judged: Judged) -> dict[str, float | None]:
+    """Return the noise over all images and of single ones, dB; None where it is not finite."""
+    values = ((name, float(getattr(judged, name))) for name in _NOISE)
+    return {name: value if math.isfinite(value) else None for name, value in values}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +161,8 @@ class AccuracyReport:
         test_images: number of test images.
         classes: number of classes.
         calibration: of the INT8 file as shipped.
-        seconds: of each pass over the calibration images.
-        peak_memory_mib: of all passes; None where the system does not report it.
+        seconds: of each pass over the calibration images, and of the quantize stage.
+        peak_memory_mib: of the passes; None where the system does not report it.
         peers: name to the content of the JSON file beside a peer's file.
         rows: a row for each candidate.
     """
@@ -172,24 +204,31 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
     # It refuses the scales of another model or of other images.
     Scales.read(root / "quantize/scales.json", images.key(root / ONNX["fp32"]))
     arrays = read_arrays(root / REFERENCE, ("pixels", "labels", "logits"))
-    pixels, labels, keras = arrays["pixels"], arrays["labels"], arrays["logits"]
+    judges = arrays["pixels"], arrays["labels"], arrays["logits"]
     calibration = read_calibration(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
-        candidates = _shipped(root, calibration) + [(f"peer: {name}", path) for name, path in peers.items()]
-        by_method, seconds = _by_method(root / ONNX["fp32"], images, calibration.method, Path(temporary))
+        candidates = _shipped(root, calibration) + [(f"{_PEER}{name}", path) for name, path in peers.items()]
+        forget_peak()
+        by_method, seconds = _by_method(root / ONNX["fp32"], images, Path(temporary))
         peak = peak_memory_mib()  # of decoding, all passes and quantisation, before the candidates run
+        if (manifest := read_manifest(root / "quantize")) is not None:
+            seconds["quantize stage"] = round(manifest.seconds, 1)
         rows = []
         for name, path in progress_bar(candidates + by_method, desc="  candidates", unit="model"):
             # The engines of the methods differ only in the values of the scales, so their sizes are not measured.
-            rows.append(_row(name, path, pixels, labels, keras, build=(name, path) not in by_method))
+            build = (name, path) not in by_method
+            rows.append(_row(name, path, *judges, build=build, half=build and not name.startswith(_PEER)))
+            log.info("  %s", rows[-1])
+        for made in _steps(context, images, Path(temporary), mixed=bool(calibration.kept)):
+            rows.append(replace(_row(made.name, made.path, *judges, build=False, half=True), made=made))
             log.info("  %s", rows[-1])
     return AccuracyReport(
         recipe=context.recipe.name,
         machine=machine(),
         commit=commit(),
         model_sha256=sha256_file(root / ONNX["fp32"]),
-        test_images=len(labels),
-        classes=int(keras.shape[1]),
+        test_images=len(arrays["labels"]),
+        classes=int(arrays["logits"].shape[1]),
         calibration=calibration,
         seconds=seconds,
         peak_memory_mib=peak,
@@ -208,8 +247,15 @@ def _shipped(root: Path, calibration: CalibrationReport) -> list[tuple[str, Path
     return current + [(title, path) for title, path in older if path.is_file()]
 
 
+def _steps(context: Context, images: CalibrationImages, folder: Path, *, mixed: bool) -> Iterator[Made]:
+    """Make the INT8 files of the steps of the search, see `benchmarks.int8_steps.make_steps`."""
+    model = load_model(context.root / ONNX["fp32"])
+    held_out = HeldOut.of(model, *images.held_out(), context.recipe.quantize.batch_size)
+    return make_steps(model, images.batches, held_out, search_options(context.recipe), folder, mixed=mixed)
+
+
 def _by_method(
-    source: Path, images: CalibrationImages, shipped: str, folder: Path
+    source: Path, images: CalibrationImages, folder: Path
 ) -> tuple[list[tuple[str, Path]], dict[str, float]]:
     """Write INT8 models by each method, equalized, and by some not equalized; return them and the passes' seconds."""
     model = load_model(source)
@@ -231,14 +277,8 @@ def _by_method(
             partial(calibrate, model, statistics, batches, seen, equalized=equalized),
         )
         for method in METHODS if equalized else _NOT_EQUALIZED:
-            scales = base.scales(method)
-            candidates = [(f"INT8 throughout, {method}{title}", base.model)]
-            if equalized and method == shipped:
-                errors = timed("third pass: biases", partial(base.bias_errors, scales, batches))
-                candidates.append((f"INT8 throughout, {method}, biases corrected", base.corrected(errors)))
-            for name, proto in candidates:
-                files.append((name, folder / f"{len(files)}.onnx"))
-                save_model(quantize(proto, scales)[0], files[-1][1])
+            files.append((f"INT8 throughout, {method}{title}", folder / f"method-{len(files)}.onnx"))
+            save_model(quantize(base.model, base.scales(method)).model, files[-1][1])
     return files, seconds
 
 
@@ -249,25 +289,38 @@ def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
 
 
 def _row(
-    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, *, build: bool
+    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, *, build: bool, half: bool
 ) -> AccuracyRow:
-    """Compare a candidate with Keras; ``build`` its engine to measure its size."""
+    """Compare a candidate with Keras.
+
+    Args:
+        name: of the row.
+        path: of the ONNX file.
+        pixels: uint8 (N, height, width, 3) RGB.
+        labels: int64 (N,).
+        keras: logits, float32 (N, classes).
+        build: whether its engine is built, to measure its size.
+        half: whether it is computed with every FP16 value rounded, too.
+    """
     logits = _logits(path, pixels, exact=True)
-    convolutions = placement(onnx.load(path)).convolutions
+    model = onnx.load(path)
+    convolutions = placement(model).convolutions
+    rounded = simulate(emulate_half(model), pixels, _BATCH) if half and has_half(model) else None
     return AccuracyRow(
         name=name,
-        comparison=compare(keras, logits, labels),
+        comparison=Judged.of(keras, logits, labels),
         fused=compare(keras, _logits(path, pixels, exact=False), labels),
         convolutions=convolutions,
         bytes=path.stat().st_size,
         reference_top5=_top5(keras, labels),
         candidate_top5=_top5(logits, labels),
+        half=None if rounded is None else Judged.of(keras, rounded, labels),
         plan_bytes=_plan_bytes(path, convolutions.int8) if build else None,
     )
 
 
 def _logits(path: Path, pixels: np.ndarray, exact: bool) -> np.ndarray:
-    with OnnxRunner(path, exact=exact, fuse_int8=not exact, max_batch=16) as runner:
+    with OnnxRunner(path, exact=exact, fuse_int8=not exact, max_batch=_BATCH) as runner:
         return runner.infer(pixels).logits
 
 
@@ -306,6 +359,9 @@ def build_parser() -> Parser:
         "--peer", action="append", default=[], metavar="NAME=FILE", help="an INT8 ONNX file of another quantizer"
     )
     parser.add_argument(
+        "--pixels", type=Path, metavar="FILE", help="only write the calibration images that peers take, as .npz"
+    )
+    parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSON file to write (default: accuracy.json in the artifacts)"
     )
     return parser
@@ -318,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _accuracy(args: argparse.Namespace) -> dict[str, object]:
     context = options.make_context(args)
+    if args.pixels is not None:
+        return _write_pixels(context, args.pixels)
     peers = {}
     for entry in args.peer:
         name, equals, path = entry.partition("=")
@@ -330,6 +388,18 @@ def _accuracy(args: argparse.Namespace) -> dict[str, object]:
     write_json(output, to_json(report))
     log.info("%s", output)
     return {"recipe": context.recipe.name, "output": str(output), "rows": len(report.rows)}
+
+
+def _write_pixels(context: Context, path: Path) -> dict[str, object]:
+    """Write the images that give our scales, so that peers get the same: the array ``pixels``, uint8 NHWC."""
+    check_output(path, "--pixels", "pixels.npz", (".npz",))
+    recipe = context.recipe
+    images = CalibrationImages(context.images, context.card(), recipe.quantize, recipe.data.max_bad_images)
+    pixels = np.concatenate(list(images.batches("decoding")))
+    with replacing_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, pixels=pixels)
+    log.info("%s: %s", path, count(len(pixels), "calibration image"))
+    return {"recipe": recipe.name, "output": str(path), "images": len(pixels)}
 
 
 if __name__ == "__main__":

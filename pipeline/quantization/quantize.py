@@ -31,7 +31,7 @@ from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.data.dataset import ImageSet, Pixels, check_classes, check_readable
 from pipeline.data.splits import check_split_sizes
 from pipeline.models.model_card import ModelCard
-from pipeline.recipe.schema import Quantize, Thresholds
+from pipeline.recipe.schema import Quantize, Recipe, Thresholds
 from pipeline.terminal.console import progress_bar
 
 log = logging.getLogger(__name__)
@@ -247,3 +247,9 @@ def _sensitivity_csv(costs: Sequence[LayerCost], kept: Mapping[str, Kept]) -> st
         for cost in costs
     )
     return buffer.getvalue()
+
+
+def search_options(recipe: Recipe) -> SearchOptions:
+    """Return the options of the search that a recipe asks for."""
+    thresholds = recipe.verify.thresholds
+    return _options(recipe.quantize, thresholds.fp16, thresholds.int8)

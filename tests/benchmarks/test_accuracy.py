@@ -2,13 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks import accuracy
 from benchmarks.accuracy import main
-from export.files import ROOT
+from benchmarks.int8_steps import Chosen, Made
 from export.int8.scales import METHODS
+from export.metrics.per_image import sqnr_by_image
+from export.records import to_json
+from pipeline.runners.onnxruntime import OnnxRunner
 from tests.conftest import Chain
 
 
@@ -16,7 +23,17 @@ def arguments(chain: Chain, *more: str) -> list[str]:
     return chain.arguments("", *more)[1:]
 
 
-def test_every_candidate_is_judged_on_the_test_images(finished_chain: Chain, tmp_path: Path) -> None:
+CHOSEN = Chosen("mse", 3, True, False, True, "fp32")
+
+
+def test_every_candidate_is_judged_on_the_test_images(
+    finished_chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_step(*_: Any, mixed: bool) -> Iterator[Made]:
+        assert mixed is bool(json.loads((finished_chain.root / "quantize/calibration.json").read_text())["kept"])
+        yield Made("INT8, all three", finished_chain.root / "quantize/model.int8.onnx", CHOSEN, 1.5, 300)
+
+    monkeypatch.setattr(accuracy, "make_steps", one_step)  # tests/benchmarks/test_int8_steps.py has the searches
     peer = tmp_path / "other.onnx"
     shutil.copy2(finished_chain.root / "quantize/model.int8.onnx", peer)
     peer.with_suffix(".json").write_text('{"tool": "other"}')
@@ -36,9 +53,16 @@ def test_every_candidate_is_judged_on_the_test_images(finished_chain: Chain, tmp
         assert row["int8_convolutions"] == row["convolutions"] == 21
         assert row["images"] == found["test_images"] == hops["export/model.onnx"]["images"]
     assert found["rows"][0]["int8_convolutions"] == 0
-    published = json.loads((ROOT / "benchmarks/results/int8-digits.json").read_text())
-    assert list(found) == list(published)
-    assert [list(found["rows"][at]) for at in (0, -1)] == [list(published["rows"][at]) for at in (0, -1)]
+    assert list(found["rows"][0])[-1] == "plan_bytes", "an engine was built"
+    made = rows["INT8, all three"]
+    assert (made["chosen"], made["seconds"], made["peak_memory_mib"]) == (to_json(CHOSEN), 1.5, 300)
+    assert made["sqnr_db"] == shipped["sqnr_db"]
+    assert shipped["worst_db"] <= shipped["low_db"] <= shipped["median_db"]
+    with np.load(finished_chain.root / "verify/reference.npz") as arrays, OnnxRunner(peer, exact=True) as runner:
+        by_image = sqnr_by_image(arrays["logits"], runner.infer(arrays["pixels"]).logits)
+    assert shipped["worst_db"] == pytest.approx(by_image.min(), abs=0.5)
+    assert rows["FP32"]["half"] is None
+    assert rows["FP16"]["half"]["sqnr_db"] < rows["FP16"]["sqnr_db"]
     assert rows["INT8 throughout, minmax"]["sqnr_db"] != rows["INT8 throughout, minmax, not equalized"]["sqnr_db"]
 
 
@@ -61,3 +85,13 @@ def test_a_recipe_that_was_not_run(chain: Chain, capsys: pytest.CaptureFixture[s
     (chain.root / "quantize/model.int8.onnx").unlink()
     assert main(arguments(chain)) == 2
     assert "model.int8.onnx" in capsys.readouterr().err
+
+
+def test_peers_get_the_images_that_give_our_scales(finished_chain: Chain, tmp_path: Path) -> None:
+    path = tmp_path / "pixels.npz"
+    assert main(arguments(finished_chain, "--pixels", str(path))) == 0
+    with np.load(path) as arrays:
+        pixels = arrays["pixels"]
+    images = json.loads((finished_chain.root / "quantize/images.json").read_text())
+    assert len(pixels) == len(images["calibration"]) > 0
+    assert pixels.dtype == np.uint8
