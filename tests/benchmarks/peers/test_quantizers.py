@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.peers.quantizers import __main__ as module
-from benchmarks.peers.quantizers.__main__ import run_peer
+from benchmarks.peers.quantizers import command as module
+from benchmarks.peers.quantizers.command import run_peer
 from benchmarks.peers.quantizers.tools import PixelReader, Share, placement, read_images, stride
 from export.errors import ProjectError
+from export.files import ROOT
 from tests import tiny_onnx
 
 
@@ -137,3 +140,21 @@ def test_a_missing_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     options = ["--model", str(tmp_path / "no.onnx"), "--images", str(tmp_path / "no.npz"), "--out", str(tmp_path)]
     assert module.main(options) == 2
     assert "no.onnx" in caplog.text
+
+
+def test_the_command_as_people_start_it(tmp_path: Path) -> None:
+    """In a process of its own, which starts another one for the peer."""
+    model = tiny_onnx.write(tmp_path / "model.onnx")
+    images = save_pixels(tmp_path / "pixels.npz", tiny_onnx.pixels(5))
+    words = ["--model", str(model), "--images", str(images), "--out", str(tmp_path / "out"), "--peer", "ort-minmax"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers.quantizers", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout.splitlines()[-1])["done"]) == ["ort-minmax"]
+    assert (tmp_path / "out" / "ort-minmax.onnx").is_file()

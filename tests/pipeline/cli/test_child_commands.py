@@ -45,7 +45,7 @@ commands._benchmark(args)
 
 PEER = """
 import os, time
-from benchmarks.peers.quantizers.__main__ import own_process
+from benchmarks.peers.quantizers.command import own_process
 with own_process() as pool:
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 60).result()
