@@ -8,7 +8,7 @@ else as it is in the file, so that ``benchmarks.gpu_evidence`` compares like wit
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +105,7 @@ def without_shift(model: onnx.ModelProto) -> onnx.ModelProto:
     amounts = _lowered(plain)
     if not amounts:
         raise ProjectError("Expected shifted tensors in the INT8 file. Received: none (there is one form less).")
-    for node in plain.graph.node:
-        if node.name in amounts:
-            _rectify(plain, node, amounts[node.name])
+    _rectify_all(plain, amounts)
     regions = {region.node: region for region in find_regions(plain).found.values()}
     if missing := [name for name in amounts if name not in regions]:
         raise ProjectError(
@@ -128,9 +126,7 @@ def without_shift(model: onnx.ModelProto) -> onnx.ModelProto:
             changed[tensor.name] = values.astype(np.float64) * (2 * SHIFT_STEPS - 1) / INT8_MAX
         if tensor.name in changed:
             tensor.CopyFrom(numpy_helper.from_array(changed.pop(tensor.name).astype(values.dtype), tensor.name))
-    for node in result.graph.node:
-        if node.name in amounts:
-            _rectify(result, node, amounts[node.name])
+    _rectify_all(result, amounts)
     if changed:
         raise ProjectError(
             f"Expected biases of the INT8 file. Received: none called {listed(changed)} (quantize again)."
@@ -148,6 +144,24 @@ def _lowered(model: onnx.ModelProto) -> dict[str, float]:
         if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in table
     }
     return {name: -minimum for name, minimum in minima.items() if minimum < 0}
+
+
+def _lifts(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    """Return each Add of a shift behind a pooling, and the node that writes the mean."""
+    written = producers(model.graph)
+    adds = [node for node in model.graph.node if node.op_type == "Add" and node.name.endswith("/lifted")]
+    return [(add, written[add.input[0]]) for add in adds]
+
+
+def _rectify_all(model: onnx.ModelProto, amounts: Mapping[str, float]) -> None:
+    """Undo what a shift makes of ReLUs and behind poolings (in place); the biases stay."""
+    for node in model.graph.node:
+        if node.name in amounts:
+            _rectify(model, node, amounts[node.name])
+    for add, mean in _lifts(model):
+        mean.output[0] = add.output[0]
+        model.graph.initializer.remove(constants(model.graph)[add.input[1]])
+        model.graph.node.remove(add)
 
 
 def _rectify(model: onnx.ModelProto, node: onnx.NodeProto, amount: float) -> None:
@@ -177,7 +191,8 @@ def with_half_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
         ProjectError: If the trunk is of FP16 already, or the graph is on an FP32 base.
     """
     whole = topological_sort(_in_float32(model))
-    trunk = trunk_nodes(whole)
+    lifts = {node.name for pair in _lifts(whole) for node in pair}  # FP32 in any case, see `export.int8.shift`
+    trunk = trunk_nodes(whole) - lifts
     kinds = {info.name: info.type.tensor_type.elem_type for info in infer_shapes(model).value_info}
     kinds |= {info.name: info.type.tensor_type.elem_type for info in model.graph.output}
     single = {node.name for node in model.graph.node if kinds.get(node.output[0]) == TensorProto.FLOAT}
@@ -187,7 +202,7 @@ def with_half_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
             f"Expected an INT8 file with a trunk of FP32. Received: {received} (there is one form less)."
         )
     prepared = {node.name for node in preprocessing_nodes(whole)}
-    return to_half(whole, keep=single - trunk - prepared)
+    return to_half(whole, keep=(single - trunk - prepared) | lifts)
 
 
 def write_forms(artifacts: Path) -> dict[str, str]:

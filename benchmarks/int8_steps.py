@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -23,14 +24,14 @@ from pipeline.terminal.console import progress_bar
 _NORMS = ("lp_2.4", "lp_3")
 _BEFORE = tuple(method for method in METHODS if method not in _NORMS)
 _TIE_DB = 0.5
-_FREE = ("shift", "rounding", "norms")
+_ALL = ("shift", "rounding", "norms")
 # Name of a row -> which steps are turned on in it.
 TURNED_ON: Mapping[str, tuple[str, ...]] = {
     "before": (),
     "+ shift": ("shift",),
     "+ rounding": ("rounding",),
     "+ norms": ("norms",),
-    "all three": _FREE,
+    "all three": _ALL,
 }
 
 
@@ -124,7 +125,7 @@ def make_steps(
             rounding="second_order" if "rounding" in on else "nearest",
         )
         yield _search(name, *inputs, step, folder)[1]
-    other = "fp32" if options.trunk == "fp16" else "fp16"
+    other: Literal["fp32", "fp16"] = "fp32" if options.trunk == "fp16" else "fp16"
     yield _search(f"all three, trunk of {other.upper()}", *inputs, replace(step, trunk=other), folder)[1]
     if mixed:
         shipped = replace(options, trunk=other)

@@ -73,12 +73,10 @@ def time_form(
             raise ProjectError("the clock is too coarse for these calls")
     except Exception as error:  # any error of a library: the record says it, and the other steps still run
         return FormContest(form, variant, batch, measures, error=error_text(error))
-    medians = {name: float(np.median(taken.samples_ms)) for name, taken in times.items()}
+    interval = None if found.interval is None else (round(found.interval[0], 4), round(found.interval[1], 4))
+    shipped_ms, form_ms = (float(f"{np.median(times[name].samples_ms):.4g}") for name in ("shipped", "other"))
     return FormContest(
-        *(form, variant, batch, measures, found.rounds),
-        *(float(f"{medians[name]:.4g}") for name in ("shipped", "other")),
-        round(found.ratio, 4),
-        None if found.interval is None else (round(found.interval[0], 4), round(found.interval[1], 4)),
+        form, variant, batch, measures, found.rounds, shipped_ms, form_ms, round(found.ratio, 4), interval
     )
 
 

@@ -59,7 +59,8 @@ def logits(model: onnx.ModelProto) -> np.ndarray:
 def test_without_its_shift_a_file_is_the_plain_one(make: Callable[[], onnx.ModelProto], more: dict[str, Any]) -> None:
     model = make()
     found, expected = without_shift(int8(model, shifted=True, **more)), int8(model, shifted=False, **more)
-    assert op_counts(found) == op_counts(expected)
+    casts = 2 if more.get("trunk") else 0  # the pooling before the head stays FP32
+    assert op_counts(found) == {**op_counts(expected), "Cast": op_counts(expected)["Cast"] + casts}
     values, others = constants(found.graph), constants(expected.graph)
     close = {"rtol": 2e-3, "atol": 2e-2} if more.get("trunk") or "kept" in more else {"rtol": 1e-5, "atol": 1e-3}
     for name, tensor in others.items():

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
+from benchmarks import int8_steps
 from benchmarks.int8_steps import TURNED_ON, Made, forget_peak, make_steps, method_before
 from export.int8.options import SearchOptions
 from export.int8.report import Distances
 from export.int8.scales import METHODS
+from export.int8.search import SearchResult, search
 from export.int8.simulate import HeldOut
 from export.onnx_passes.file import load_model
 from export.onnx_passes.graph import op_counts
 from pipeline.artifacts.machine import peak_memory_mib
 from tests.residual_onnx import residual_classifier
 
+ASKED: list[SearchOptions] = []  # of each search, in order
+
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Made]]:
+    def noted(model: Any, batches: Any, held_out: Any, options: SearchOptions, track: Any) -> SearchResult:
+        ASKED.append(options)
+        return search(model, batches, held_out, options, track)
+
     model = residual_classifier()
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (24, 16, 16, 3), np.uint8)
@@ -26,7 +37,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     made = make_steps(
         model, lambda words: [pixels[:8], pixels[8:16]], held_out, options, tmp_path_factory.mktemp("rows"), mixed=True
     )
-    return {one.name.removeprefix("INT8, "): one for one in made}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8_steps, "search", noted)
+        yield {one.name.removeprefix("INT8, "): one for one in made}
 
 
 def test_each_row_has_what_its_steps_allow(rows: dict[str, Made]) -> None:
@@ -40,6 +53,11 @@ def test_each_row_has_what_its_steps_allow(rows: dict[str, Made]) -> None:
         assert counts["QuantizeLinear"] == 6, f"{name}: INT8 throughout"
     assert [rows[name].chosen.trunk for name in rows] == ["fp32"] * 5 + ["fp16"] * 2
     assert all(one.seconds > 0 for one in rows.values())
+    norms, before, *_, everything, _, shipped = ASKED
+    assert [options.sensitivity for options in ASKED] == ["never"] * 6 + ["always"]
+    assert (norms.method, everything.method, shipped.method) == ("auto",) * 3
+    assert {options.method for options in ASKED[1:4]} == {before.method} <= set(METHODS[:-2]), "the usual one of then"
+    assert shipped.shift == "always", "as the recipe says"
     assert len({one.path for one in rows.values()}) == len(rows)
 
 
