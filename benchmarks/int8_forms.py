@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
 from export.fp16.convert import FP16_MAX, has_half, preprocessing_nodes, to_half
+from export.int8.regions import find_regions
 from export.int8.scales import INT8_MAX, SHIFT_STEPS
-from export.int8.shift import find_regions, shift
+from export.int8.shift import shift
 from export.int8.trunk import trunk_nodes
 from export.onnx_passes.file import check_model, load_model, save_model
 from export.onnx_passes.graph import (

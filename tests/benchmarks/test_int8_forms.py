@@ -15,8 +15,8 @@ from benchmarks.int8_forms import with_half_trunk, without_shift, write_forms
 from export.errors import ProjectError
 from export.int8.placement import Kept, quantizable_tensors
 from export.int8.qdq import quantize
+from export.int8.regions import allowed, find_regions
 from export.int8.scales import Scales
-from export.int8.shift import allowed, find_regions
 from export.onnx_passes.file import load_model, save_model
 from export.onnx_passes.graph import constants, op_counts
 from export.ort_session import open_session

@@ -14,8 +14,8 @@ from onnx import numpy_helper
 from export.fp16.convert import to_half
 from export.int8.placement import quantizable_tensors
 from export.int8.qdq import quantize
+from export.int8.regions import allowed, find_regions
 from export.int8.scales import Scales
-from export.int8.shift import allowed, find_regions
 from export.onnx_passes.file import save_model
 from export.onnx_passes.graph import op_counts
 from export.tensorrt import build, driver
