@@ -13,9 +13,9 @@ def best(results: Mapping[str, Judged], budget: Budget) -> str:
     """Return the name of the best graph among those that meet the budget, or among all if none meets it.
 
     A share misses the budget if its interval does, as in a verdict: a near tie on one image is no reason. Those with
-    the highest median over the images stay, within half a decibel; of these those with the highest 5th percentile; of
-    these those with the best agreement. The SQNR of all logits comes last, as one image of hundreds can carry a third
-    of its noise.
+    the highest median over the images stay, within half a decibel; of these those with the highest mean over the worst
+    twentieth of the images; of these those with the best agreement. The SQNR of all logits comes last, as one image of
+    hundreds can carry a third of its noise.
 
     Args:
         results: Name of a graph -> its comparison; of equal ones the first is returned.
@@ -24,7 +24,7 @@ def best(results: Mapping[str, Judged], budget: Budget) -> str:
     certain = replace(budget, certain=True)
     left = {name: judged for name, judged in results.items() if certain.met_by(judged)} or dict(results)
     left = _highest(left, lambda judged: judged.median_db)
-    left = _highest(left, lambda judged: judged.low_db)
+    left = _highest(left, lambda judged: judged.tail_db)
     return max(left, key=lambda name: (left[name].top1_agreement, left[name].sqnr_db))
 
 

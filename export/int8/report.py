@@ -57,6 +57,7 @@ class Distances:
         median_db: Median over the images of each image's own SQNR in dB; None as for `sqnr_db`.
         low_db: Its 5th percentile.
         worst_db: Its smallest value.
+        tail_db: Its mean over the worst twentieth of the images.
     """
 
     sqnr_db: float | None
@@ -65,13 +66,14 @@ class Distances:
     median_db: float | None = None
     low_db: float | None = None
     worst_db: float | None = None
+    tail_db: float | None = None
 
     @classmethod
     def of(cls, judged: Judged) -> Distances:
         """Return the distances of a comparison on held-out images."""
-        values = (judged.sqnr_db, judged.median_db, judged.low_db, judged.worst_db)
-        sqnr, median, low, worst = (value if math.isfinite(value) else None for value in values)
-        return cls(sqnr, judged.top1_agreement, judged.accuracy_drop, median, low, worst)
+        values = (judged.sqnr_db, judged.median_db, judged.low_db, judged.worst_db, judged.tail_db)
+        sqnr, median, low, worst, tail = (value if math.isfinite(value) else None for value in values)
+        return cls(sqnr, judged.top1_agreement, judged.accuracy_drop, median, low, worst, tail)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float
     return replace(
         EVERY,
         median_db=median,
-        low_db=low,
+        tail_db=low,
         top1_agreement=agreement,
         agreement_interval=interval,
         sqnr_db=sqnr,
@@ -37,7 +37,7 @@ def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float
         (judged(math.inf, low=20.0), judged(math.inf, low=19.0)),
         (judged(-30.0), judged(-math.inf)),
     ],
-    ids=["median", "5th percentile", "agreement", "all logits", "equal logits", "both equal", "not finite"],
+    ids=["median", "worst images", "agreement", "all logits", "equal logits", "both equal", "not finite"],
 )
 def test_the_usual_image_decides_then_the_worst_ones_then_agreement(better: Judged, other: Judged) -> None:
     assert best({"other": other, "better": better}, Budget()) == "better"
@@ -70,6 +70,11 @@ def test_the_spread_is_that_of_the_images() -> None:
     assert found.median_db == np.median(by_image)
     assert found.low_db == np.percentile(by_image, 5, method="lower")
     assert found.worst_db == by_image.min()
+    assert found.tail_db == np.sort(by_image)[:3].mean(), "a twentieth of 41 images, rounded up"
     assert found.sqnr_db < found.median_db, "the loud images weigh more in the noise of all logits"
     broken = Judged.of(reference, np.where(np.arange(41)[:, None] == 0, np.nan, logits), np.zeros(41, np.int64))
-    assert (broken.worst_db, broken.median_db) == (-math.inf, np.sort(np.append(by_image[1:], -math.inf))[20])
+    assert (broken.worst_db, broken.tail_db, broken.median_db) == (
+        -math.inf,
+        -math.inf,
+        np.sort(np.append(by_image[1:], -math.inf))[20],
+    )
