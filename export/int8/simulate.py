@@ -13,7 +13,6 @@ from export.metrics.per_image import sqnr_by_image
 from export.ort_session import open_session
 from export.words import percent
 
-
 _TAIL = 0.05  # share of the images
 
 
