@@ -1,7 +1,7 @@
 """Take networks of several families through each step of INT8 quantization: ``python -m benchmarks.int8``.
 
-A network is drawn (random weights with the statistics of a trained network) or trained here for a few epochs, on a folder
-of photographs, and kept in a folder. Each step is a search of its own on the same images, judged on images that gave no
+A network is drawn (random weights with the statistics of a trained network) or trained here for a few epochs, on a
+folder of photographs, and kept in a folder. Each step is a search of its own on the same images, judged on images that gave no
 scales and chose nothing. With --earlier the code of an earlier commit makes rows of its own, against which the others
 are held.
 """
@@ -59,7 +59,11 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--photographs", default="", metavar="TEXT", help="what they are, for the record")
     parser.add_argument(
-        "--networks", type=Path, required=True, metavar="FOLDER", help="keeps the networks; those in it are not made again"
+        "--networks",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="keeps the networks; those in it are not made again",
     )
     parser.add_argument(
         "--only", default=",".join(NETWORKS), metavar="NAMES", help="BACKBONE:drawn or BACKBONE:trained, with commas"
@@ -68,7 +72,9 @@ def build_parser() -> Parser:
     parser.add_argument("--earlier", type=Path, metavar="FOLDER", help="code of an earlier commit, checked out there")
     parser.add_argument("--size", type=int, default=64, help="input size, where the network allows; default: 64")
     parser.add_argument("--epochs", type=int, default=4, help="passes of a training; default: 4")
-    parser.add_argument("--images", type=int, default=256, help="calibration images, half of the test images; default: 256")
+    parser.add_argument(
+        "--images", type=int, default=256, help="calibration images, half of the test images; default: 256"
+    )
     parser.add_argument("--output", type=Path, help="JSON file; networks of an older one are kept")
     return parser
 
@@ -98,7 +104,10 @@ def _measure_all(args: argparse.Namespace) -> dict[str, object]:
             failed.append(f"{backbone}:{weights}")
             log.error("%s", error)
         if args.output is not None and measured:
-            write_json(args.output, to_json(Table(photographs=args.photographs, machine=machine(), networks=tuple(measured.values()))))
+            write_json(
+                args.output,
+                to_json(Table(photographs=args.photographs, machine=machine(), networks=tuple(measured.values()))),
+            )
     if len(failed) == len(names):
         raise ProjectError(f"Expected a network that the search takes. Received: {listed(failed)}; see above.")
     worse = [
