@@ -1,9 +1,9 @@
 """Take networks of several families through each step of INT8 quantization: ``python -m benchmarks.int8``.
 
 A network is drawn (random weights with the statistics of a trained network) or trained here for a few epochs, on a
-folder of photographs, and kept in a folder. Each step is a search of its own on the same images, judged on images that gave no
-scales and chose nothing. With --earlier the code of an earlier commit makes rows of its own, against which the others
-are held.
+folder of photographs, and kept in a folder. Each step is a search of its own on the same images, judged on images that
+gave no scales and chose nothing. With --earlier the code of an earlier commit makes rows of its own, against which the
+others are held.
 """
 
 from __future__ import annotations
