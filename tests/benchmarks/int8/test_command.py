@@ -106,6 +106,8 @@ def test_the_exit_status_says_what_came_of_it(run: _Run, capsys: pytest.CaptureF
 
 
 def test_what_is_worse_than_the_earlier_code_is_named(run: _Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("resnet20:trained") == 0
+    assert json.loads(capsys.readouterr().out)["worse"] == []
     run.lost = 1
     assert run("resnet20:trained") == 0
     expected = ["resnet20:trained before against earlier", "resnet20:trained shift against earlier"]
