@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.inference.process import watch
 from benchmarks.int8.networks import read_images
 from benchmarks.int8.record import Row, distances, gain, skipped
-from benchmarks.int8.step import EARLIER
+from benchmarks.int8.step import EARLIER, STEPS
 from export.files import ROOT
 from export.metrics.distances import compare, top_classes
 from export.metrics.per_image import sqnr_by_image
@@ -72,7 +72,7 @@ def measure(network: Path, steps: Iterable[str], earlier: Path | None) -> list[R
                 kept=tuple(report["kept"]),
                 quantized=shift.get("quantized"),
                 shifted=len(shift["shifted"]) if shift else None,
-                skipped=skipped(report),
+                skipped=skipped(report, shifting=(STEPS | EARLIER)[step].get("shift") != "never"),
                 gains={
                     name: gain(seen[name].by_image, judged.by_image, (seen[name].agreed, judged.agreed))
                     for name in _compared(step, list(seen))

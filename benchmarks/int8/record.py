@@ -150,17 +150,21 @@ def gain(before: np.ndarray, after: np.ndarray, agreed: tuple[np.ndarray, np.nda
     )
 
 
-def skipped(report: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+def skipped(report: Mapping[str, object], shifting: bool) -> dict[str, tuple[str, ...]]:
     """Return what a search left out, by reason; names in quotes are taken out of the reasons, so that they group.
 
     Args:
         report: ``calibration.json`` as JSON types.
+        shifting: whether the search was to shift what can be shifted.
     """
     reasons: dict[str, list[str]] = {}
 
     def add(why: str, name: str) -> None:
         reasons.setdefault(re.sub(r" '[^']*'", "", why), []).append(name)
 
+    shift = report.get("shift")
+    if shifting and isinstance(shift, Mapping) and shift.get("after") is None and not shift["refused"]:
+        add("no quantized tensor is behind a ReLU", "shift")
     for key, title in (("shift", "shift"), ("rounding", "rounding"), ("bias_correction", "bias correction")):
         part = report.get(key)
         if not isinstance(part, Mapping):

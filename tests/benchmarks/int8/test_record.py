@@ -66,13 +66,25 @@ def test_what_is_skipped_is_grouped_by_its_reason_without_the_names_in_it() -> N
         "rounding": {"used": False, "after": {}, "skipped": {"c": "it is grouped"}},
         "bias_correction": None,
     }
-    assert skipped(report) == {
+    assert skipped(report, shifting=True) == {
         "no shift: Conv reads it with padding": ("a", "b"),
         "it does not help on held-out images": ("rounding",),
         "rounded to nearest: it is grouped": ("c",),
     }
-    # A shift that was never tried, since nothing can be shifted or the options turn it off, did not fail to help.
-    assert skipped({"shift": {"used": False, "after": None, "refused": {}}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("refused", "shifting", "expected"),
+    [
+        ({}, False, {}),
+        ({}, True, {"no quantized tensor is behind a ReLU": ("shift",)}),
+        ({"a": "why"}, True, {"no shift: why": ("a",)}),
+    ],
+)
+def test_a_shift_that_was_not_tried_did_not_fail_to_help(
+    refused: dict[str, str], shifting: bool, expected: dict[str, tuple[str, ...]]
+) -> None:
+    assert skipped({"shift": {"used": False, "after": None, "refused": refused}}, shifting) == expected
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
