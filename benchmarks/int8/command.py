@@ -135,7 +135,7 @@ def _checked(args: argparse.Namespace) -> tuple[list[tuple[str, Weights]], list[
                 "--only: expected names such as mobilenetv2:trained or mobilenetv2:drawn. "
                 f"Received: {name.strip()!r}.{'' if backbone in BACKBONES else suggest_closest(backbone, BACKBONES)}"
             )
-        names.append((backbone, weights))  # type: ignore[arg-type]
+        names.append((backbone, weights))
     possible = [*(EARLIER if args.earlier is not None else ()), *STEPS]
     steps = [step.strip() for step in args.steps.split(",")] if args.steps is not None else possible
     for step in steps:

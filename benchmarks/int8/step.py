@@ -67,7 +67,8 @@ def run_step(network: Path, step: str, logits: Path) -> dict[str, Any]:
     known = {field.name for field in fields(SearchOptions)}
     if unknown := given.keys() - known:
         raise SystemExit(f"{step}: expected options of this code's search. Received: {sorted(unknown)}.")
-    options = SearchOptions(**given, **{name: Budget(*limits) for name, limits in _BUDGETS.items()})
+    budgets: dict[str, Any] = {name: Budget(*limits) for name, limits in _BUDGETS.items()}
+    options = SearchOptions(**given, **budgets)
     start = time.perf_counter()
     result = search(
         model,
