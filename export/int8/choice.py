@@ -8,8 +8,8 @@ from export.int8.simulate import Judged
 
 TIE_DB = 0.5  # two graphs that differ by less are equal in a value, and the next value decides
 # No median buys more of the 5th percentile: the noise of the worst images has doubled. For a trained EfficientNetB0,
-# percentile_99.9 had the best median by 1.2 dB, an 8.7 dB lower 5th percentile than the next method, and on other images
-# 10 points less agreement than MSE scales.
+# percentile_99.9 had the best median by 1.2 dB, an 8.7 dB lower 5th percentile than the next method, and on other
+# images 10 points less agreement than MSE scales.
 WORST_DB = 3.0
 
 
