@@ -16,6 +16,7 @@ IN_FUNCTIONS = {
     "benchmarks/faults/examine",
     "benchmarks/faults/small_model",
     "benchmarks/inference/tutorial",
+    "benchmarks/int8/networks",
     "export/onnx_passes/repairs",
     "pipeline/runners/keras",
     "pipeline/terminal/console",

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.int8.choice import TIE_DB, best, helps
+from export.int8.choice import TIE_DB, WORST_DB, best, helps
 from export.int8.sensitivity import Budget
 from export.int8.simulate import Judged
 from export.metrics.per_image import sqnr_by_image
@@ -29,7 +29,11 @@ def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float
 @pytest.mark.parametrize(
     ("better", "other"),
     [
-        (judged(30.0, low=10.0, agreement=0.9, sqnr=20.0), judged(30.0 - TIE_DB - 0.01, low=29.0, sqnr=30.0)),
+        (judged(20.0, low=20.0), judged(40.0, low=20.0 - WORST_DB - 0.01)),
+        (
+            judged(30.0, low=17.0, agreement=0.9, sqnr=20.0),
+            judged(30.0 - TIE_DB - 0.01, low=17.0 + WORST_DB, sqnr=30.0),
+        ),
         (judged(30.0, low=20.0), judged(30.4, low=19.4)),
         (judged(30.0, low=20.0, agreement=1.0), judged(30.4, low=20.4, agreement=0.99, sqnr=30.0)),
         (judged(30.0, sqnr=25.1), judged(30.4, low=20.4, sqnr=25.0)),
@@ -37,7 +41,16 @@ def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float
         (judged(math.inf, low=20.0), judged(math.inf, low=19.0)),
         (judged(-30.0), judged(-math.inf)),
     ],
-    ids=["median", "worst images", "agreement", "all logits", "equal logits", "both equal", "not finite"],
+    ids=[
+        "many images lost",
+        "median",
+        "worst images",
+        "agreement",
+        "all logits",
+        "equal logits",
+        "both equal",
+        "not finite",
+    ],
 )
 def test_the_usual_image_decides_then_the_worst_ones_then_agreement(better: Judged, other: Judged) -> None:
     assert best({"other": other, "better": better}, Budget()) == "better"
