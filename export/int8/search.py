@@ -110,6 +110,7 @@ def search(
     ]
     run = _Int8Search(candidates[0], held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
     equalization = run.choose_base(candidates)
+    del candidates  # the model that is not used takes the memory of its weights
     methods, shift = run.choose_scales()
     if dead := run.scales.smallest:
         subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
