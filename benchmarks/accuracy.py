@@ -89,20 +89,20 @@ class AccuracyRow:
     Attributes:
         name: of the candidate.
         comparison: of its logits with Keras', computed node by node, with the spread over the images.
-        fused: the same comparison, with Q/DQ pairs fused as in an INT8 engine.
+        fused: the same comparison, with Q/DQ pairs fused as in an INT8 engine; None for the files of methods and steps.
         convolutions: how many convolutions are in INT8, of how many.
         bytes: size of the ONNX file.
         reference_top5: share of the labels among Keras' best five classes; None with five classes or fewer.
         candidate_top5: share of the labels among the candidate's best five classes.
         half: the same comparison, with every FP16 value rounded; None where the file has none, and for the files of
-            methods and of peers.
+            methods, of peers, and of steps that turn something off.
         made: the search that made it; None where the file is that of the artifacts, of a peer or of a method.
         plan_bytes: size of its TensorRT engine, or why there is none; None where no engine was built.
     """
 
     name: str
     comparison: Judged
-    fused: Comparison
+    fused: Comparison | None
     convolutions: Share
     bytes: int
     reference_top5: float | None
@@ -113,7 +113,7 @@ class AccuracyRow:
 
     def to_dict(self) -> dict[str, object]:
         """Return the row as JSON types, with the fields of the comparison beside the others."""
-        fused = self.fused.to_dict()
+        fused = None if self.fused is None else self.fused.to_dict()
         return {
             "name": self.name,
             **{key: value for key, value in self.comparison.to_dict().items() if key in _RECORDED},
@@ -123,7 +123,7 @@ class AccuracyRow:
             "bytes": self.bytes,
             "reference_top5": self.reference_top5,
             "candidate_top5": self.candidate_top5,
-            "fused": {key: fused[key] for key in ("sqnr_db", "top1_agreement")},
+            "fused": None if fused is None else {key: fused[key] for key in ("sqnr_db", "top1_agreement")},
             "half": None if self.half is None else {**_noise(self.half), "top1_agreement": self.half.top1_agreement},
             "chosen": None if self.made is None else to_json(self.made.chosen),
             "seconds": None if self.made is None else self.made.seconds,
@@ -181,12 +181,13 @@ class AccuracyReport:
     rows: tuple[AccuracyRow, ...]
 
 
-def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyReport:
+def measure_accuracy(context: Context, peers: Mapping[str, Path], methods: bool = False) -> AccuracyReport:
     """Compare every candidate with Keras.
 
     Args:
         context: of the recipe, which was run up to ``verify``.
         peers: name to INT8 ONNX file of another quantizer.
+        methods: whether each method of scales has a row of its own, too. Defaults to False.
 
     Raises:
         ProjectError: the recipe was not run up to ``verify``, or a peer's file is missing.
@@ -209,18 +210,18 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path]) -> AccuracyRep
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"{_PEER}{name}", path) for name, path in peers.items()]
         forget_peak()
-        by_method, seconds = _by_method(root / ONNX["fp32"], images, Path(temporary))
+        by_method, seconds = _by_method(root / ONNX["fp32"], images, Path(temporary)) if methods else ([], {})
         peak = peak_memory_mib()  # of decoding, all passes and quantisation, before the candidates run
         if (manifest := read_manifest(root / "quantize")) is not None:
             seconds["quantize stage"] = round(manifest.seconds, 1)
         rows = []
         for name, path in progress_bar(candidates + by_method, desc="  candidates", unit="model"):
             # The engines of the methods differ only in the values of the scales, so their sizes are not measured.
-            build = (name, path) not in by_method
-            rows.append(_row(name, path, *judges, build=build, half=build and not name.startswith(_PEER)))
+            whole = (name, path) not in by_method
+            rows.append(_row(name, path, *judges, whole=whole, half=whole and not name.startswith(_PEER)))
             log.info("  %s", rows[-1])
         for made in _steps(context, images, Path(temporary), mixed=bool(calibration.kept)):
-            rows.append(replace(_row(made.name, made.path, *judges, build=False, half=True), made=made))
+            rows.append(replace(_row(made.name, made.path, *judges, whole=False, half=made.complete), made=made))
             log.info("  %s", rows[-1])
     return AccuracyReport(
         recipe=context.recipe.name,
@@ -289,7 +290,7 @@ def _forward(path: Path, batches: Sequence[np.ndarray]) -> None:
 
 
 def _row(
-    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, *, build: bool, half: bool
+    name: str, path: Path, pixels: np.ndarray, labels: np.ndarray, keras: np.ndarray, *, whole: bool, half: bool
 ) -> AccuracyRow:
     """Compare a candidate with Keras.
 
@@ -299,7 +300,7 @@ def _row(
         pixels: uint8 (N, height, width, 3) RGB.
         labels: int64 (N,).
         keras: logits, float32 (N, classes).
-        build: whether its engine is built, to measure its size.
+        whole: whether it is computed with fused pairs, too, and its engine is built to measure its size.
         half: whether it is computed with every FP16 value rounded, too.
     """
     logits = _logits(path, pixels, exact=True)
@@ -309,13 +310,13 @@ def _row(
     return AccuracyRow(
         name=name,
         comparison=Judged.of(keras, logits, labels),
-        fused=compare(keras, _logits(path, pixels, exact=False), labels),
+        fused=compare(keras, _logits(path, pixels, exact=False), labels) if whole else None,
         convolutions=convolutions,
         bytes=path.stat().st_size,
         reference_top5=_top5(keras, labels),
         candidate_top5=_top5(logits, labels),
         half=None if rounded is None else Judged.of(keras, rounded, labels),
-        plan_bytes=_plan_bytes(path, convolutions.int8) if build else None,
+        plan_bytes=_plan_bytes(path, convolutions.int8) if whole else None,
     )
 
 
@@ -350,13 +351,16 @@ def build_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         prog="python -m benchmarks.accuracy",
-        description="Compare FP16, INT8 by every method, and other quantizers' files on a recipe's test images.",
+        description="Compare FP16, INT8 by each step of the search, and peers' INT8 files on a recipe's test images.",
         parents=[options.recipe_options()],
         epilog=f"{EXAMPLES}\n{options.EXIT_STATUS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=FILE", help="an INT8 ONNX file of another quantizer"
+    )
+    parser.add_argument(
+        "--methods", action="store_true", help="a row for each method of scales, too: about twice the time"
     )
     parser.add_argument(
         "--pixels", type=Path, metavar="FILE", help="only write the calibration images that peers take, as .npz"
@@ -384,7 +388,7 @@ def _accuracy(args: argparse.Namespace) -> dict[str, object]:
         peers[name] = Path(path)
     output = args.output or context.root / "accuracy.json"
     check_output(output, "--output" if args.output else "--artifacts", "accuracy.json", (".json",))
-    report = measure_accuracy(context, peers)
+    report = measure_accuracy(context, peers, args.methods)
     write_json(output, to_json(report))
     log.info("%s", output)
     return {"recipe": context.recipe.name, "output": str(output), "rows": len(report.rows)}

@@ -16,6 +16,7 @@ from export.int8.options import SearchOptions
 from export.int8.report import CalibrationReport, Distances
 from export.int8.scales import METHODS
 from export.int8.search import Batches, SearchResult, search
+from export.int8.sensitivity import Budget
 from export.int8.simulate import HeldOut
 from export.onnx_passes.file import save_model
 from pipeline.artifacts.machine import peak_memory_mib
@@ -24,6 +25,8 @@ from pipeline.terminal.console import progress_bar
 _NORMS = ("lp_2.4", "lp_3")
 _BEFORE = tuple(method for method in METHODS if method not in _NORMS)
 _TIE_DB = 0.5
+_FEW = 0.06  # of the convolutions: three of ResNet-50's
+_NEVER_MET = Budget(sqnr_db=1e3)
 _ALL = ("shift", "rounding", "norms")
 # Name of a row -> which steps are turned on in it.
 TURNED_ON: Mapping[str, tuple[str, ...]] = {
@@ -79,6 +82,7 @@ class Made:
         chosen: what the search chose.
         seconds: of the search, which makes an FP16 file too.
         peak_memory_mib: peak memory of the process during the search; None where the system does not report it.
+        complete: whether all steps were turned on.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Made:
     chosen: Chosen
     seconds: float
     peak_memory_mib: int | None
+    complete: bool = True
 
 
 def make_steps(
@@ -97,7 +102,9 @@ def make_steps(
     *,
     mixed: bool,
 ) -> Iterator[Made]:
-    """Write and yield an INT8 file for each row of `TURNED_ON`, INT8 throughout, then those with another trunk.
+    """Write and yield an INT8 file for each row of `TURNED_ON`, INT8 throughout, then others with all steps.
+
+    These have a few of the costliest layers in float, or another trunk.
 
     Where the norms are off, the method is the one that the search took before it had them; the search for "+ norms"
     judged all of them.
@@ -116,7 +123,7 @@ def make_steps(
     usual = method_before(norms.report.methods)
     for name, on in TURNED_ON.items():
         if name == "+ norms":
-            yield made
+            yield replace(made, complete=False)
             continue
         step = replace(
             plain,
@@ -124,7 +131,9 @@ def make_steps(
             shift="auto" if "shift" in on else "never",
             rounding="second_order" if "rounding" in on else "nearest",
         )
-        yield _search(name, *inputs, step, folder)[1]
+        yield replace(_search(name, *inputs, step, folder)[1], complete=on == _ALL)
+    few = replace(step, sensitivity="always", max_kept=_FEW, int8=_NEVER_MET)
+    yield _search(f"all three, {_FEW:.0%} of the convolutions in float", *inputs, few, folder)[1]
     other: Literal["fp32", "fp16"] = "fp32" if options.trunk == "fp16" else "fp16"
     yield _search(f"all three, trunk of {other.upper()}", *inputs, replace(step, trunk=other), folder)[1]
     if mixed:

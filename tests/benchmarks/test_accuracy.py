@@ -38,7 +38,7 @@ def test_every_candidate_is_judged_on_the_test_images(
     shutil.copy2(finished_chain.root / "quantize/model.int8.onnx", peer)
     peer.with_suffix(".json").write_text('{"tool": "other"}')
     output = tmp_path / "accuracy.json"
-    assert main(arguments(finished_chain, "--peer", f"other={peer}", "--output", str(output))) == 0
+    assert main(arguments(finished_chain, "--methods", "--peer", f"other={peer}", "--output", str(output))) == 0
     found = json.loads(output.read_text())
     rows = {row["name"]: row for row in found["rows"]}
     parity = json.loads((finished_chain.root / "verify/parity.json").read_text())
@@ -51,12 +51,15 @@ def test_every_candidate_is_judged_on_the_test_images(
     for method in METHODS:
         row = rows[f"INT8 throughout, {method}"]
         assert row["int8_convolutions"] == row["convolutions"] == 21
+        assert (row["fused"], row["half"]) == (None, None)
         assert row["images"] == found["test_images"] == hops["export/model.onnx"]["images"]
     assert found["rows"][0]["int8_convolutions"] == 0
     assert list(found["rows"][0])[-1] == "plan_bytes", "an engine was built"
     made = rows["INT8, all three"]
     assert (made["chosen"], made["seconds"], made["peak_memory_mib"]) == (to_json(CHOSEN), 1.5, 300)
     assert made["sqnr_db"] == shipped["sqnr_db"]
+    assert (made["half"], made["fused"]) == (shipped["half"], None)
+    assert shipped["fused"]["sqnr_db"] > 0
     assert shipped["worst_db"] <= shipped["low_db"] <= shipped["median_db"]
     with np.load(finished_chain.root / "verify/reference.npz") as arrays, OnnxRunner(peer, exact=True) as runner:
         by_image = sqnr_by_image(arrays["logits"], runner.infer(arrays["pixels"]).logits)

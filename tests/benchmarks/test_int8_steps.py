@@ -43,7 +43,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Made]]:
 
 
 def test_each_row_has_what_its_steps_allow(rows: dict[str, Made]) -> None:
-    assert list(rows) == [*TURNED_ON, "all three, trunk of FP16", "as shipped, trunk of FP16"]
+    few = "all three, 6% of the convolutions in float"
+    assert list(rows) == [*TURNED_ON, few, "all three, trunk of FP16", "as shipped, trunk of FP16"]
     for name, on in TURNED_ON.items():
         chosen, counts = rows[name].chosen, op_counts(load_model(rows[name].path))
         assert counts.get("Clip", 0) == chosen.shifted, name
@@ -51,10 +52,12 @@ def test_each_row_has_what_its_steps_allow(rows: dict[str, Made]) -> None:
         assert chosen.second_order <= ("rounding" in on), name
         assert chosen.method in (METHODS if "norms" in on else METHODS[:-2]), name
         assert counts["QuantizeLinear"] == 6, f"{name}: INT8 throughout"
-    assert [rows[name].chosen.trunk for name in rows] == ["fp32"] * 5 + ["fp16"] * 2
+    assert [rows[name].chosen.trunk for name in rows] == ["fp32"] * 6 + ["fp16"] * 2
+    assert [one.complete for one in rows.values()] == [False] * 4 + [True] * 4
     assert all(one.seconds > 0 for one in rows.values())
-    norms, before, *_, everything, _, shipped = ASKED
-    assert [options.sensitivity for options in ASKED] == ["never"] * 6 + ["always"]
+    norms, before, *_, everything, fewest, _, shipped = ASKED
+    assert [options.sensitivity for options in ASKED] == ["never"] * 5 + ["always", "never", "always"]
+    assert (fewest.max_kept, fewest.int8.sqnr_db) == (0.06, 1000.0), "a budget that nothing meets, so all that may stay"
     assert (norms.method, everything.method, shipped.method) == ("auto",) * 3
     assert {options.method for options in ASKED[1:4]} == {before.method} <= set(METHODS[:-2]), "the usual one of then"
     assert shipped.shift == "always", "as the recipe says"
