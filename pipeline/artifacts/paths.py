@@ -39,7 +39,7 @@ _ENGINE = rf"({'|'.join(PRECISIONS)})(-[a-z0-9_]{{1,100}})?\.(plan|json)"
 _WRITTEN: Mapping[str, str] = {
     "train": r"model\.(keras|json)|history\.json|images\.json|samples\.npz|(curves|samples)\.png|backbone\.weights\.h5",
     "export": r"model\.onnx|summary\.json",
-    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|images)\.json|equalization\.npz"
+    "quantize": r"model\.(fp16|int8)(-trt8)?\.onnx|(scales|placement|calibration|rounding|images)\.json|equalization\.npz"
     r"|sensitivity\.(csv|png)",
     "build": rf"(tensorrt|rtx)/{_ENGINE}",
     "verify": r"(parity|diagnosis)\.json|(reference|images)\.npz",

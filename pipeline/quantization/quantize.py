@@ -16,13 +16,13 @@ from export.fp16.convert import TENSORRT8_OPSET
 from export.int8.options import SearchOptions
 from export.int8.placement import Kept
 from export.int8.qdq import quantize
-from export.int8.report import PlacementReport
+from export.int8.report import CalibrationReport, PlacementReport
 from export.int8.search import SearchResult, search
 from export.int8.sensitivity import Budget, LayerCost
-from export.int8.simulate import HeldOut, describe_comparison
+from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
-from export.words import count, listed
+from export.words import count, listed, percent
 from pipeline.artifacts.equalization import write_factors
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.paths import EQUALIZATION, ONNX, TENSORRT8
@@ -30,6 +30,7 @@ from pipeline.artifacts.results import Quantized
 from pipeline.data.dataset import ImageSet, Pixels, check_classes, check_readable
 from pipeline.data.splits import check_split_sizes
 from pipeline.models.model_card import ModelCard
+from pipeline.quantization.advice import missed_budget, turned_off
 from pipeline.recipe.schema import Quantize, Thresholds
 from pipeline.terminal.console import progress_bar
 
@@ -49,8 +50,8 @@ def quantize_model(
 ) -> Quantized:
     """Write the FP16 and the INT8 model, and the record of the search.
 
-    The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``
-    and ``images.json``; ``equalization.npz`` if ranges were equalized; ``sensitivity.csv`` if layers were measured;
+    The files are ``model.fp16.onnx``, ``model.int8.onnx``, ``scales.json``, ``placement.json``, ``calibration.json``,
+    ``rounding.json`` and ``images.json``; ``equalization.npz`` if ranges were equalized; ``sensitivity.csv`` if layers were measured;
     with ``quantize.tensorrt8`` also both models at opset 17: ``model.fp16-trt8.onnx``, ``model.int8-trt8.onnx``.
 
     Args:
@@ -88,6 +89,11 @@ def _options(settings: Quantize, fp16: Thresholds, int8: Thresholds) -> SearchOp
     error = fp16.relative_error if isinstance(fp16.relative_error, float) else None  # "auto" is for FP32 only
     return SearchOptions(
         method=settings.method,
+        shift=settings.shift,
+        rounding=settings.rounding,
+        rounding_images=settings.rounding_images,
+        trunk=settings.trunk,
+        effort=settings.effort,
         equalize=settings.equalize,
         bias_correction=settings.bias_correction,
         sensitivity=settings.sensitivity,
@@ -103,12 +109,13 @@ def _write(result: SearchResult, images: CalibrationImages, path: Path, settings
     save_model(result.fp16.model, out / Path(ONNX["fp16"]).name)
     save_model(result.int8, out / Path(ONNX["int8"]).name)
     if settings.tensorrt8:
-        older, _ = quantize(result.model, result.scales, base="fp32", kept=result.kept)
+        older = quantize(result.model, result.scales, weights=result.weights, base="fp32", kept=result.kept)
         save_model(result.fp16.at_opset(TENSORRT8_OPSET), out / Path(TENSORRT8["fp16"]).name)
-        save_model(older, out / Path(TENSORRT8["int8"]).name)
+        save_model(older.model, out / Path(TENSORRT8["int8"]).name)
     write_atomic(out / "scales.json", replace(result.scales, key=images.key(path)).to_json())
     write_json(out / "placement.json", PlacementReport(tuple(result.placements)))
     write_json(out / "calibration.json", result.report)
+    write_json(out / "rounding.json", result.rounding)
     write_json(out / "images.json", images.table())
     if result.factors:
         write_factors(out / Path(EQUALIZATION).name, result.factors)
@@ -126,7 +133,9 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
         if not report.budget_met:
             log.warning(
                 "%s sensitivity.csv has the cost of each.",
-                missed_budget("int8", report.budget, "quantize.max_kept", settings.max_kept),
+                missed_budget(
+                    "int8", report.budget, "quantize.max_kept", settings.max_kept, off=turned_off(settings)
+                ),
             )
     if not report.convolutions:
         log.warning("this model has no convolution: few of its layers can be INT8, the rest is FP16 (placement.json)")
@@ -135,34 +144,21 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
             "  wrote %s; for TensorRT 8.6 %s",
             *(listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)),
         )
-    log.info(
-        "  INT8: %s, %d of %s; %s on %s",
-        *(
-            report.method,
-            report.int8_convolutions,
-            count(report.convolutions, "convolution"),
-            describe_comparison(result.result),
-        ),
-        count(report.held_out_images, "held-out image"),
+    log.info("  INT8: %s", _summary(report, result.result))
+
+
+def _summary(report: CalibrationReport, judged: Judged) -> str:
+    """Say in one line how the INT8 graph was made, and how close it is to FP32."""
+    shift, second = report.shift, report.rounding
+    how = (
+        f"scales by {report.method}",
+        f"{len(shift.shifted) if shift.used else 'none'} of {count(shift.quantized, 'tensor')} shifted",
+        f"weights rounded {'by second order' if second is not None and second.used else 'to nearest'}",
+        f"{report.int8_convolutions} of {count(report.convolutions, 'convolution')}",
     )
-
-
-def missed_budget(precision: str, budget: str, key: str, kept: float) -> str:
-    """Say what to do where a graph misses its budget on held-out images.
-
-    Args:
-        precision: "int8" or "fp16".
-        budget: the budget as text.
-        key: recipe key of the share of convolutions that may stay in more bits.
-        kept: its value; at 1 it cannot be raised.
-    """
-    more = {"int8": "FP16", "fp16": "FP32"}[precision]
-    remedy = (
-        f"To keep more convolutions in {more} raise {key} (now {kept:g})"
-        if kept < 1
-        else f"All convolutions may stay in {more} already ({key}): add calibration images, or relax the thresholds"
-    )
-    return f"{precision.upper()} misses verify.thresholds.{precision} on held-out images ({budget}). {remedy}."
+    images = f"median image {judged.median_db:.1f} dB, worst {judged.worst_db:.1f} dB"
+    close = f"SQNR {judged.sqnr_db:.1f} dB ({images}), agreement {percent(judged.top1_agreement)}"
+    return f"{', '.join(how)}; {close} on {count(report.held_out_images, 'held-out image')}"
 
 
 class CalibrationImages:
