@@ -10,7 +10,7 @@ from export.onnx_passes.layer_names import keras_layer
 from export.words import count, listed
 from pipeline.reporting.html import Bar, Chart, Table
 
-NOT_A_NUMBER = "equal, or not finite"  # where a distance has no SQNR
+NO_NUMBER = "equal, or not finite"  # where a distance has no SQNR
 _NAMES = re.compile(r" (?:'[^']*'|\"[^\"]*\")")  # of nodes, as `repr` writes them
 _NO_RELU = "no ReLU writes it, or its ReLU is not among those that quantize.shift asks for"
 
@@ -23,61 +23,94 @@ class Tried:
         title: what was tried.
         distances: of the graph with it, on held-out images.
         used: whether the INT8 file has it.
-        before: of the graph without it; None: nothing comes before.
     """
 
     title: str
     distances: Distances
     used: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the search.
+
+    Attributes:
+        tried: what it tried.
+        before: distances of the graph without it; None: there was none.
+    """
+
+    tried: Tried
     before: Distances | None = None
 
 
-def methods_tried(report: CalibrationReport) -> list[Tried]:
-    """Return the calibration methods that were tried, in their order."""
-    return [
-        Tried(f"scales by {name}", distances, name == report.method) for name, distances in report.methods.items()
-    ]
-
-
-def steps_tried(report: CalibrationReport) -> list[Tried]:
-    """Return what was tried behind the choice of the scales, in the order of the search."""
-    shift, second, bias = report.shift, report.rounding, report.bias_correction
+def all_tried(report: CalibrationReport) -> list[Tried]:
+    """Return everything that was tried, in the order of the search."""
+    equalization, shift = report.equalization, report.shift
+    with_it = ", with the eighth bit" if shift.used else ""
     tried = []
-    if shift.plain and shift.after:
-        subject = f"{len(shift.shifted)} of {count(shift.quantized, 'tensor')}" if shift.used else "all that can"
-        tried.append(Tried(f"eighth bit behind ReLUs: {subject}", shift.after, shift.used, shift.plain))
+    if equalization:
+        tried.append(Tried("channels not equalized", equalization.before, not equalization.used))
+        tried.append(Tried("channels equalized", equalization.after, equalization.used))
+    tried += [
+        Tried(f"scales by {name}{with_it}", distances, name == report.method)
+        for name, distances in report.methods.items()
+    ]
+    if shift.plain and shift.used:
+        tried.append(Tried(f"scales by {report.method}, without it", shift.plain, False))
+    elif shift.after and not shift.used:
+        tried.append(Tried("scales with the eighth bit", shift.after, False))
+    return tried + [step.tried for step in _later_steps(report)]
+
+
+def steps(report: CalibrationReport) -> list[Step]:
+    """Return the steps of the search, each with the graph that it began with, in their order."""
+    equalization, shift = report.equalization, report.shift
+    scales = Tried(f"scales by {report.method}", report.methods[report.method], True)
+    found = []
+    if equalization:
+        found.append(Step(Tried("equalization", equalization.after, equalization.used), equalization.before))
+    if shift.used and shift.after:
+        shifted = f"the eighth bit of {len(shift.shifted)} of {count(shift.quantized, 'tensor')}"
+        found.append(Step(Tried(f"{scales.title}, {shifted}", shift.after, True), shift.plain))
+    else:
+        found.append(Step(scales))
+        found += [Step(Tried("the eighth bit", shift.after, False), shift.plain)] if shift.after else []
+    return found + _later_steps(report)
+
+
+def _later_steps(report: CalibrationReport) -> list[Step]:
+    """Return the steps behind the choice of the scales."""
+    second, bias = report.rounding, report.bias_correction
+    found = []
     if second:
-        title = f"second-order rounding of weights, on {count(second.images, 'image')}"
-        tried.append(Tried(title, second.after, second.used, second.before))
+        title = f"second-order rounding of weights, by {count(second.images, 'image')}"
+        found.append(Step(Tried(title, second.after, second.used), second.before))
     if bias:
-        tried.append(Tried("corrected biases", bias.after, bias.used, bias.before))
+        found.append(Step(Tried("corrected biases", bias.after, bias.used), bias.before))
     if report.kept and report.mixed:
         title = f"most sensitive layers kept in float: {len(report.kept):,}"
-        tried.append(Tried(title, report.mixed, True, report.all_int8))
-    return tried
+        found.append(Step(Tried(title, report.mixed, True), report.all_int8))
+    return found
 
 
 def gains(report: CalibrationReport) -> Chart:
-    """Draw the SQNR of each step, with what it gained over the graph without it, and the worst image as a mark."""
-    steps = steps_tried(report)
-    first = steps[0].before if steps else report.all_int8
-    start = Tried(f"scales by {report.method}", first or report.all_int8, True)
-    bars = [_bar(step) for step in (start, *steps)]
+    """Draw the SQNR behind each step, with that of the graph without it as a mark."""
     title = "SQNR of INT8's logits on held-out images, step by step, dB (more is better)"
-    return Chart(title, bars, mark="the worst image", kind="plot steps tried")
+    return Chart(title, [_bar(step) for step in steps(report)], mark="without this step", kind="plot steps tried")
 
 
-def _bar(step: Tried) -> Bar:
-    value, worst = step.distances.sqnr_db, step.distances.worst_db
+def _bar(step: Step) -> Bar:
+    tried = step.tried
+    value, worst = tried.distances.sqnr_db, tried.distances.worst_db
     before = step.before.sqnr_db if step.before else None
     remarks = [
         *([f"{value - before:+.1f} dB"] if value is not None and before is not None else []),
         *([] if worst is None else [f"worst image {worst:.1f} dB"]),
-        *([] if step.used else ["not used"]),
+        *([] if tried.used else ["not used"]),
     ]
-    kind = "int8" if step.used else "keras"
-    shown = NOT_A_NUMBER if value is None else f"{value:.1f} dB"
-    return Bar(step.title, math.nan if value is None else value, shown, kind, worst, ", ".join(remarks))
+    kind = "int8" if tried.used else "keras"
+    shown = NO_NUMBER if value is None else f"{value:.1f} dB"
+    return Bar(tried.title, math.nan if value is None else value, shown, kind, before, ", ".join(remarks))
 
 
 def not_shifted(shift: ShiftReport) -> Table:

@@ -12,7 +12,7 @@ from pipeline.artifacts.paths import Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_placement, read_rows
 from pipeline.reporting.glossary import SECOND_ORDER, SHIFTED, SQNR, TOP_1
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
-from pipeline.reporting.int8_steps import gains, grouped, layers, methods_tried, not_shifted, steps_tried
+from pipeline.reporting.int8_steps import all_tried, gains, grouped, layers, not_shifted
 from pipeline.reporting.sections import make_with
 from pipeline.terminal.command_line import Invocation
 
@@ -41,7 +41,7 @@ def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[
 def _calibration(report: CalibrationReport) -> Section:
     fp16 = report.fp16
     rows = [
-        *(_row(tried.title, tried.distances, tried.used) for tried in (*methods_tried(report), *steps_tried(report))),
+        *(_row(tried.title, tried.distances, tried.used) for tried in all_tried(report)),
         _row("FP16, weights rounded to nearest", fp16.rounding.nearest, fp16.rounding.chosen == "nearest"),
         _row("FP16, rounded to keep the means", fp16.rounding.mean, fp16.rounding.chosen == "mean"),
         *([_row(f"FP16, layers kept in FP32: {len(fp16.kept):,}", fp16.mixed, True)] if fp16.mixed else []),
@@ -55,7 +55,7 @@ def _calibration(report: CalibrationReport) -> Section:
         chart=gains(report),
         tried=Table(TRIED, rows),
         not_shifted=not_shifted(report.shift),
-        to_nearest=[f"{layers(names)}: {why}" for why, names in grouped(skipped).items()],
+        to_nearest=[f"Weights rounded to nearest, of {layers(names)}: {why}." for why, names in grouped(skipped).items()],
     )
 
 
