@@ -252,7 +252,9 @@ def _steps(context: Context, images: CalibrationImages, folder: Path, *, mixed: 
     """Make the INT8 files of the steps of the search, see `benchmarks.int8_steps.make_steps`."""
     model = load_model(context.root / ONNX["fp32"])
     held_out = HeldOut.of(model, *images.held_out(), context.recipe.quantize.batch_size)
-    return make_steps(model, images.batches, held_out, search_options(context.recipe), folder, mixed=mixed)
+    thresholds = context.recipe.verify.thresholds
+    asked = search_options(context.recipe.quantize, thresholds.fp16, thresholds.int8)
+    return make_steps(model, images.batches, held_out, asked, folder, mixed=mixed)
 
 
 def _by_method(

@@ -17,13 +17,13 @@ from export.int8.bias_correction import added_to_biases
 from export.int8.options import SearchOptions
 from export.int8.placement import Kept
 from export.int8.qdq import quantize
-from export.int8.report import PlacementReport
+from export.int8.report import CalibrationReport, PlacementReport
 from export.int8.search import SearchResult, search
 from export.int8.sensitivity import Budget, LayerCost
-from export.int8.simulate import HeldOut, describe_comparison
+from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.file import load_model, save_model
 from export.records import to_json
-from export.words import count, listed
+from export.words import count, listed, percent
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.paths import ONNX, ROUNDING, TENSORRT8, TENSORS
 from pipeline.artifacts.results import Quantized
@@ -31,7 +31,8 @@ from pipeline.artifacts.tensor_changes import write_changes
 from pipeline.data.dataset import ImageSet, Pixels, check_classes, check_readable
 from pipeline.data.splits import check_split_sizes
 from pipeline.models.model_card import ModelCard
-from pipeline.recipe.schema import Quantize, Recipe, Thresholds
+from pipeline.quantization.advice import missed_budget, turned_off
+from pipeline.recipe.schema import Quantize, Thresholds
 from pipeline.terminal.console import progress_bar
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def quantize_model(
         model,
         images.batches,
         HeldOut.of(model, pixels, labels, settings.batch_size),
-        _options(settings, fp16, int8),
+        search_options(settings, fp16, int8),
         lambda names, description, unit: progress_bar(names, desc=f"  {description}", unit=unit),
     )
     _write(result, images, path, settings, out)
@@ -86,21 +87,22 @@ def quantize_model(
     return Quantized(readable + len(labels), result.scales.method, images.pixels.skipped)
 
 
-def _options(settings: Quantize, fp16: Thresholds, int8: Thresholds) -> SearchOptions:
+def search_options(settings: Quantize, fp16: Thresholds, int8: Thresholds) -> SearchOptions:
+    """Return what the search is asked for by a recipe's section and its thresholds of FP16 and INT8."""
     error = fp16.relative_error if isinstance(fp16.relative_error, float) else None  # "auto" is for FP32 only
     return SearchOptions(
         method=settings.method,
+        shift=settings.shift,
+        rounding=settings.rounding,
+        rounding_images=settings.rounding_images,
+        trunk=settings.trunk,
+        effort=settings.effort,
         equalize=settings.equalize,
         bias_correction=settings.bias_correction,
         sensitivity=settings.sensitivity,
         sensitivity_images=settings.sensitivity_images,
         max_kept=settings.max_kept,
         max_kept_fp32=settings.max_kept_fp32,
-        shift=settings.shift,
-        rounding=settings.rounding,
-        rounding_images=settings.rounding_images,
-        trunk=settings.trunk,
-        effort=settings.effort,
         int8=Budget(int8.top1_agreement, int8.accuracy_drop, int8.sqnr_db),
         fp16=Budget(fp16.top1_agreement, fp16.accuracy_drop, fp16.sqnr_db, error),
     )
@@ -134,7 +136,7 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
         if not report.budget_met:
             log.warning(
                 "%s sensitivity.csv has the cost of each.",
-                missed_budget("int8", report.budget, "quantize.max_kept", settings.max_kept),
+                missed_budget("int8", report.budget, "quantize.max_kept", settings.max_kept, off=turned_off(settings)),
             )
     if not report.convolutions:
         log.warning("this model has no convolution: few of its layers can be INT8, the rest is FP16 (placement.json)")
@@ -143,34 +145,21 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
             "  wrote %s; for TensorRT 8.6 %s",
             *(listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)),
         )
-    log.info(
-        "  INT8: %s, %d of %s; %s on %s",
-        *(
-            report.method,
-            report.int8_convolutions,
-            count(report.convolutions, "convolution"),
-            describe_comparison(result.result),
-        ),
-        count(report.held_out_images, "held-out image"),
+    log.info("  INT8: %s", _summary(report, result.result))
+
+
+def _summary(report: CalibrationReport, judged: Judged) -> str:
+    """Say in one line how the INT8 graph was made, and how close it is to FP32."""
+    shift, second = report.shift, report.rounding
+    how = (
+        f"scales by {report.method}",
+        f"{len(shift.shifted) if shift.used else 'none'} of {count(shift.quantized, 'tensor')} shifted",
+        f"weights rounded {'by second order' if second is not None and second.used else 'to nearest'}",
+        f"{report.int8_convolutions} of {count(report.convolutions, 'convolution')}",
     )
-
-
-def missed_budget(precision: str, budget: str, key: str, kept: float) -> str:
-    """Say what to do where a graph misses its budget on held-out images.
-
-    Args:
-        precision: "int8" or "fp16".
-        budget: the budget as text.
-        key: recipe key of the share of convolutions that may stay in more bits.
-        kept: its value; at 1 it cannot be raised.
-    """
-    more = {"int8": "FP16", "fp16": "FP32"}[precision]
-    remedy = (
-        f"To keep more convolutions in {more} raise {key} (now {kept:g})"
-        if kept < 1
-        else f"All convolutions may stay in {more} already ({key}): add calibration images, or relax the thresholds"
-    )
-    return f"{precision.upper()} misses verify.thresholds.{precision} on held-out images ({budget}). {remedy}."
+    images = f"median image {judged.median_db:.1f} dB, worst {judged.worst_db:.1f} dB"
+    close = f"SQNR {judged.sqnr_db:.1f} dB ({images}), agreement {percent(judged.top1_agreement)}"
+    return f"{', '.join(how)}; {close} on {count(report.held_out_images, 'held-out image')}"
 
 
 class CalibrationImages:
@@ -247,9 +236,3 @@ def _sensitivity_csv(costs: Sequence[LayerCost], kept: Mapping[str, Kept]) -> st
         for cost in costs
     )
     return buffer.getvalue()
-
-
-def search_options(recipe: Recipe) -> SearchOptions:
-    """Return the options of the search that a recipe asks for."""
-    thresholds = recipe.verify.thresholds
-    return _options(recipe.quantize, thresholds.fp16, thresholds.int8)

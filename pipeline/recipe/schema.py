@@ -292,8 +292,8 @@ class Quantize:
     )
     shift: Annotated[
         Literal["auto", "always", "conv", "never"],
-        "the eighth bit behind a ReLU: a Clip lowers the activation by 128 scales, so that it has 255 levels instead of "
-        "128; auto: where that is exact and helps, conv: only right behind a convolution, always: without trying",
+        "the eighth bit behind a ReLU: a Clip lowers the activation by 128 scales, so that it has 255 levels, not 128; "
+        "auto: where that is exact and helps, conv: only right behind a convolution, always: without trying",
     ] = "auto"
     rounding: Annotated[
         Literal["second_order", "nearest"],

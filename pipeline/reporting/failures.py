@@ -32,6 +32,7 @@ from pipeline.artifacts.parity_report import (
 from pipeline.artifacts.paths import CARD, KERAS, Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_rows
 from pipeline.models.model_card import ModelCard
+from pipeline.quantization.advice import turned_off
 from pipeline.recipe.schema import Recipe, Thresholds
 from pipeline.reporting.headline import NOT_FINITE, accuracy_in_words, missed, short_name
 from pipeline.reporting.sections import make, make_with
@@ -180,12 +181,15 @@ def _not_compared(situation: Situation, hop: Hop, why: str) -> Step:
 
 
 def _more_layers(situation: Situation, hop: Hop, why: str) -> Step | None:
-    """Layers to compute in a higher precision, where this may help according to the records."""
+    """What the search left out, then layers in a higher precision, where this may help according to the records."""
     settings = situation.recipe.quantize
     report = situation.calibration
     int8 = hop.precision == "int8"
     if report.budget_met if int8 else report.fp16.budget_met:
         return None
+    if int8 and (off := turned_off(settings)):
+        title = f"Let the quantize stage try all that brings INT8 closer: {listed(off, most=len(off))}"
+        return Step(title, situation.changed(*off), f"{why} All layers that are INT8 stay so.")
     if settings.sensitivity == "never":
         title = "Measure the sensitivity of each layer, so that the most sensitive can be kept"
         return Step(title, situation.changed("quantize.sensitivity=auto"), why)

@@ -10,11 +10,16 @@ from pipeline.artifacts.manifest import read_stage
 from pipeline.artifacts.parity_report import PASS
 from pipeline.artifacts.paths import Artifacts
 from pipeline.artifacts.stage_files import read_calibration, read_placement, read_rows
-from pipeline.reporting.glossary import SQNR, TOP_1
+from pipeline.reporting.glossary import SECOND_ORDER, SHIFTED, SQNR, TOP_1
 from pipeline.reporting.html import Bar, Cell, Chart, Section, Table, badge, number, section, share
+from pipeline.reporting.int8_steps import all_tried, gains, grouped, layers, not_shifted
 from pipeline.reporting.sections import make_with
 from pipeline.terminal.command_line import Invocation
 
+TRIED = (
+    *("chosen", "what was tried", "*SQNR, dB", "*median image, dB", "*5th percentile, dB", "*worst image, dB"),
+    *("*agreement", "*accuracy drop"),
+)
 SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
 SENSITIVITY_TITLE = "Sensitivity to INT8"
 REMEDY = "Run the quantize stage again."
@@ -34,24 +39,32 @@ def quantization_sections(artifacts: Artifacts, invocation: Invocation) -> list[
 
 
 def _calibration(report: CalibrationReport) -> Section:
-    bias, fp16, mixed = report.bias_correction, report.fp16, report.mixed if report.kept else None
+    fp16 = report.fp16
     rows = [
-        *(_row(f"scales by {name}", distances, name == report.method) for name, distances in report.methods.items()),
-        *([_row("with corrected biases", bias.after, bias.used)] if bias else []),
-        *([_row(f"most sensitive layers kept in float: {len(report.kept):,}", mixed, True)] if mixed else []),
+        *(_row(tried.title, tried.distances, tried.used) for tried in all_tried(report)),
         _row("FP16, weights rounded to nearest", fp16.rounding.nearest, fp16.rounding.chosen == "nearest"),
         _row("FP16, rounded to keep the means", fp16.rounding.mean, fp16.rounding.chosen == "mean"),
         *([_row(f"FP16, layers kept in FP32: {len(fp16.kept):,}", fp16.mixed, True)] if fp16.mixed else []),
     ]
-    tried = Table(("chosen", "what was tried", "*SQNR, dB", "*agreement", "*accuracy drop"), rows)
-    return section("Quantization", "quantization.html.j2", report=report, tried=tried)
+    skipped = report.rounding.skipped if report.rounding else {}
+    return section(
+        "Quantization",
+        "quantization.html.j2",
+        (SQNR, TOP_1, SHIFTED, SECOND_ORDER),
+        report=report,
+        chart=gains(report),
+        tried=Table(TRIED, rows),
+        not_shifted=not_shifted(report.shift),
+        to_nearest=[f"Rounded to nearest, the weights of {layers(ns)}: {why}." for why, ns in grouped(skipped).items()],
+    )
 
 
 def _row(title: str, distances: Distances, used: bool) -> tuple[str | Cell, ...]:
+    in_db = (distances.sqnr_db, distances.median_db, distances.low_db, distances.worst_db)
     return (
         badge(PASS, "used") if used else "",
         title,
-        number(distances.sqnr_db, ".1f"),
+        *(number(value, ".1f") for value in in_db),
         share(distances.top1_agreement),
         number(distances.accuracy_drop, ".2%"),
     )
@@ -61,12 +74,12 @@ def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) 
     if not artifacts.has("quantize/sensitivity.csv"):
         values = {"layers": None, "measure": measure, "budget_met": report.budget_met}
         return section(SENSITIVITY_TITLE, "sensitivity.html.j2", (), **values)
-    layers, rows = [], []
+    measured, rows = [], []
     for row in read_rows(artifacts.path("quantize/sensitivity.csv"), SENSITIVITY, REMEDY):
         layer, op, kept = (row.cells[name] for name in ("keras_layer", "op", "kept"))
         row.choice("kept", ("int8", "fp16", "fp32"), "int8, fp16 or fp32")
         noise = row.number("noise", finite=False, low=0.0)
-        layers.append((f"{layer} ({op})", noise, kept))
+        measured.append((f"{layer} ({op})", noise, kept))
         sqnr, agreement = row.number("sqnr_db", finite=False), row.number("top1_agreement", low=0.0, high=1.0)
         drop = row.number("accuracy_drop", low=-1.0, high=1.0)
         rows.append((kept.upper(), layer, op, f"{sqnr:.2f}", share(agreement), f"{drop:.2%}"))
@@ -76,8 +89,8 @@ def _sensitivity(artifacts: Artifacts, report: CalibrationReport, measure: str) 
         "sensitivity.html.j2",
         (SQNR, TOP_1),
         layers=Table(head, rows),
-        chart=noise_bars(layers, DRAWN),
-        any_kept=any(kept != "int8" for *_, kept in layers),
+        chart=noise_bars(measured, DRAWN),
+        any_kept=any(kept != "int8" for *_, kept in measured),
     )
 
 

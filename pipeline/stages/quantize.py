@@ -23,7 +23,7 @@ def run(inputs: Inputs, settings: Recipe, out: Path) -> Quantized:
 
 def bytes_per_weight(recipe: Recipe) -> int:
     """Return how many bytes one weight of the model takes in all files together, at least."""
-    usual, older = 2 + 2, 2 + 4  # FP16, and INT8 on FP16; for TensorRT 8.6 FP16, and INT8 on FP32
+    usual, older = 2 + 1, 2 + 4  # FP16, and INT8 codes; for TensorRT 8.6 FP16, and INT8 as FP32 values
     return usual + older if recipe.quantize.tensorrt8 else usual
 
 

@@ -1,0 +1,139 @@
+"""What the search for INT8 tried, step by step: its rows, what each step gained, what has no eighth bit."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from export.int8.report import CalibrationReport, Distances, ShiftReport
+from export.onnx_passes.layer_names import keras_layer
+from export.words import count, listed
+from pipeline.reporting.html import Bar, Chart, Table
+
+NO_NUMBER = "equal, or not finite"  # where a distance has no SQNR
+_NAMES = re.compile(r" (?:'[^']*'|\"[^\"]*\")")  # of nodes, as `repr` writes them
+_NO_RELU = "no ReLU writes it, or its ReLU is not among those that quantize.shift asks for"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Something that the search tried.
+
+    Attributes:
+        title: what was tried.
+        distances: of the graph with it, on held-out images.
+        used: whether the INT8 file has it.
+    """
+
+    title: str
+    distances: Distances
+    used: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the search.
+
+    Attributes:
+        tried: what it tried.
+        before: distances of the graph without it; None: there was none.
+    """
+
+    tried: Tried
+    before: Distances | None = None
+
+
+def all_tried(report: CalibrationReport) -> list[Tried]:
+    """Return everything that was tried, in the order of the search."""
+    equalization, shift = report.equalization, report.shift
+    with_it = ", with the eighth bit" if shift.used else ""
+    tried = []
+    if equalization:
+        tried.append(Tried("channels not equalized", equalization.before, not equalization.used))
+        tried.append(Tried("channels equalized", equalization.after, equalization.used))
+    tried += [
+        Tried(f"scales by {name}{with_it}", distances, name == report.method)
+        for name, distances in report.methods.items()
+    ]
+    if shift.plain and shift.used:
+        tried.append(Tried(f"scales by {report.method}, without it", shift.plain, False))
+    elif shift.after and not shift.used:
+        tried.append(Tried("scales with the eighth bit", shift.after, False))
+    return tried + [step.tried for step in _later_steps(report)]
+
+
+def steps(report: CalibrationReport) -> list[Step]:
+    """Return the steps of the search, each with the graph that it began with, in their order."""
+    equalization, shift = report.equalization, report.shift
+    scales = Tried(f"scales by {report.method}", report.methods[report.method], True)
+    found = []
+    if equalization:
+        found.append(Step(Tried("equalization", equalization.after, equalization.used), equalization.before))
+    if shift.used and shift.after:
+        shifted = f"the eighth bit of {len(shift.shifted)} of {count(shift.quantized, 'tensor')}"
+        found.append(Step(Tried(f"{scales.title}, {shifted}", shift.after, True), shift.plain))
+    else:
+        found.append(Step(scales))
+        found += [Step(Tried("the eighth bit", shift.after, False), shift.plain)] if shift.after else []
+    return found + _later_steps(report)
+
+
+def _later_steps(report: CalibrationReport) -> list[Step]:
+    """Return the steps behind the choice of the scales."""
+    second, bias = report.rounding, report.bias_correction
+    found = []
+    if second:
+        title = f"second-order rounding of weights, by {count(second.images, 'image')}"
+        found.append(Step(Tried(title, second.after, second.used), second.before))
+    if bias:
+        found.append(Step(Tried("corrected biases", bias.after, bias.used), bias.before))
+    if report.kept and report.mixed:
+        title = f"most sensitive layers kept in float: {len(report.kept):,}"
+        found.append(Step(Tried(title, report.mixed, True), report.all_int8))
+    return found
+
+
+def gains(report: CalibrationReport) -> Chart:
+    """Draw the SQNR behind each step, with that of the graph without it as a mark."""
+    title = "SQNR of INT8's logits on held-out images, step by step, dB (more is better)"
+    return Chart(title, [_bar(step) for step in steps(report)], mark="without this step", kind="plot steps tried")
+
+
+def _bar(step: Step) -> Bar:
+    tried = step.tried
+    value, worst = tried.distances.sqnr_db, tried.distances.worst_db
+    before = step.before.sqnr_db if step.before else None
+    remarks = [
+        *([f"{value - before:+.1f} dB"] if value is not None and before is not None else []),
+        *([] if worst is None else [f"worst image {worst:.1f} dB"]),
+        *([] if tried.used else ["not used"]),
+    ]
+    kind = "int8" if tried.used else "keras"
+    shown = NO_NUMBER if value is None else f"{value:.1f} dB"
+    return Bar(tried.title, math.nan if value is None else value, shown, kind, before, ", ".join(remarks))
+
+
+def not_shifted(shift: ShiftReport) -> Table:
+    """Group the quantized tensors that have no eighth bit by the reason."""
+    reasons = dict(shift.refused)
+    rows = [(f"{len(names)}", why, layers(names)) for why, names in grouped(reasons).items()]
+    if shift.used and (others := shift.quantized - len(shift.shifted) - len(reasons)) > 0:
+        rows.append((f"{others}", _NO_RELU, ""))
+    return Table(("*tensors", "why they are not shifted", "behind the layers"), rows)
+
+
+def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return each reason, without the names of nodes in it, with the names that it is given for; the commonest first.
+
+    Args:
+        reasons: name -> why, such as "Conv 'a/Conv' reads it with padding".
+    """
+    groups: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        groups.setdefault(_NAMES.sub("", why), []).append(name)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+
+def layers(names: Sequence[str]) -> str:
+    """Return the Keras layers of some nodes or tensors, the first of many."""
+    return listed(dict.fromkeys(keras_layer(name) for name in names))
