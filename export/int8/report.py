@@ -140,7 +140,7 @@ class SecondOrder:
         images: Number of images that gave the second-order statistics.
         before: With weights rounded to nearest.
         after: With it.
-        skipped: Name of each convolution that stays rounded to nearest -> why.
+        skipped: Name of each convolution that it does not round -> why.
     """
 
     used: bool
