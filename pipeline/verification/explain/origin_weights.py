@@ -127,7 +127,7 @@ def _not_recorded(node: NodeProto, expected: np.ndarray, found: Constant, record
         )
         return Misfit("weights", layer, text)
     assert found.rounded is not None
-    codes = np.ascontiguousarray(np.clip(found.rounded.codes, -128, 127).astype(np.int8))
+    codes = np.clip(found.rounded.codes, -128, 127).astype(np.int8)
     if hashlib.sha256(codes.tobytes()).hexdigest() != record.codes_sha256:
         text = f"layer {layer!r}: the INT8 codes of its weights are not those that quantize recorded"
         return Misfit("weights", layer, text)
