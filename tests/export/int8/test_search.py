@@ -63,7 +63,12 @@ LARGE = pixel_graph(
     {**WEIGHTS, "b": WEIGHTS["b"] * 1e4, "b_bias": WEIGHTS["b_bias"] * 1e4, "dense": WEIGHTS["dense"] / 1e4},
     shapes={"y": ["batch", 3]},
 )
-JUDGES = {id(model): HeldOut.of(model, pixels(32, seed=1), np.arange(32) % 3) for model in (MODEL, BLOCK, LARGE)}
+DENSE = pixel_graph(
+    [("Flatten", ["f"], "k", {}), ("MatMul", ["k", "dense"], "y", {})],
+    {"dense": floats(144, 3, seed=16) / 100},
+    shapes={"y": ["batch", 3]},
+)
+JUDGES = {id(model): HeldOut.of(model, pixels(32, seed=1), np.arange(32) % 3) for model in (MODEL, BLOCK, LARGE, DENSE)}
 HELD_OUT = JUDGES[id(MODEL)]
 
 
@@ -232,6 +237,11 @@ def test_what_fp16_cannot_hold_stays_fp32_and_its_weights_are_not_rounded(mixed:
     assert {tensor.name for tensor in result.int8.graph.initializer if tensor.name.endswith("/quantized")} == (
         set() if first in result.kept else {"a/quantized"}
     )
+
+
+def test_equalization_is_no_choice_where_nothing_is_quantized() -> None:
+    report = run(model=DENSE).report
+    assert (report.equalization, report.shift.quantized, report.convolutions) == (None, 0, 0)
 
 
 def weight_of(model: onnx.ModelProto, name: str) -> np.ndarray:
