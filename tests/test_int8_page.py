@@ -1,0 +1,144 @@
+"""docs/int8.md: its snippets and commands run, and its formulas and numbers are those of the code."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, gpu_evidence, int8_forms
+from benchmarks.gpu.forms import MOST_SLOWER
+from export.calibration import BINS, Histogram
+from export.files import ROOT
+from export.int8.choice import TIE_DB
+from export.int8.conv_inputs import POSITIONS
+from export.int8.equalization import STRENGTH
+from export.int8.scales import INT8_MAX, METHODS, MINIMUM_SCALE, SHIFT_STEPS, clipping_point
+from export.int8.search import QUICK
+from export.int8.second_order import BLOCK, DAMPING, SAMPLES_BYTES
+from pipeline.recipe.schema import Quantize
+from tests.conftest import Chain
+
+PAGE = (ROOT / "docs" / "int8.md").read_text(encoding="utf-8")
+SENTENCES = " ".join(PAGE.split())
+QUANTIZE = ".venv/bin/python -m pipeline quantize -c digits"
+BENCHMARKS = ".venv/bin/python -m benchmarks."
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+# --- commands and snippets ---
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith(QUANTIZE)])
+def test_every_command_of_quantize_is_taken(line: str, finished_chain: Chain) -> None:
+    assert finished_chain.run("quantize", *shlex.split(line.removeprefix(QUANTIZE)), "--explain") == 0
+
+
+def test_every_other_command_is_taken(chain: Chain, tmp_path: Path) -> None:
+    others = [line for line in COMMANDS if not line.startswith(QUANTIZE)]
+    assert [line.split()[2] for line in others] == [
+        f"benchmarks.{name}" for name in ("accuracy", "int8_forms", "gpu_evidence")
+    ]
+    for line, module in zip(others, (accuracy, int8_forms)):
+        assert module.build_parser().parse_args(line.split()[3:]).config == Path("digits")
+    assert int8_forms.main(chain.arguments("")[1:]) == 0
+    (tmp_path / "page" / "artifacts").mkdir(parents=True)
+    (tmp_path / "page" / "artifacts" / "digits").symlink_to(chain.root)
+    with chdir(tmp_path / "page"):
+        assert gpu_evidence.main(others[-1].split()[3:]) == 0
+
+
+def test_every_key_of_the_search_is_named_with_its_values() -> None:
+    for name in ("shift", "rounding", "rounding_images", "trunk", "effort", "method", "sensitivity"):
+        assert hasattr(Quantize(), name)
+        assert f"--set quantize.{name}=" in PAGE
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["shift", "second order"])
+def test_a_snippet_runs_as_printed(snippet: str) -> None:
+    exec(compile(snippet, "int8.md", "exec"), {})
+
+
+# --- formulas ---
+
+
+def half_normal() -> tuple[Histogram, np.ndarray, np.ndarray]:
+    """A histogram of absolute values up to 6, its bins' centres, and their shares."""
+    centres = (np.arange(BINS) + 0.5) * 6.0 / BINS
+    shares = np.exp(-(centres**2) / 2)
+    shares /= shares.sum()
+    return Histogram((shares * 1e12).astype(np.int64), 6.0), centres, shares
+
+
+@pytest.mark.parametrize("steps", [INT8_MAX, INT8_MAX + SHIFT_STEPS])
+def test_the_equation_of_the_mean_squared_error_gives_its_clipping_point(steps: int) -> None:
+    histogram, x, shares = half_normal()
+
+    def left(c: float) -> float:
+        return float(shares[x > c] @ (x[x > c] - c) - c / (12 * steps**2) * shares[x <= c].sum())
+
+    low, high = 1.0, 5.9  # left of the solution clipping costs more
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle) > 0 else (low, middle)
+    assert clipping_point(histogram, "mse", steps) == pytest.approx(low, abs=8 * histogram.width)
+
+
+def test_more_levels_and_a_larger_power_clip_less() -> None:
+    histogram = half_normal()[0]
+    points = [clipping_point(histogram, method) for method in ("mse", "lp_2.4", "lp_3", "minmax")]
+    assert points == sorted(set(points))
+    assert clipping_point(histogram, "mse", INT8_MAX + SHIFT_STEPS) > points[0]
+
+
+def test_the_largest_error_is_least_where_the_page_says() -> None:
+    largest, n = 6.0, INT8_MAX
+    c = np.linspace(5.5, 6.0, 500_001)
+    best = c[np.argmin(np.maximum(largest - c, c / (2 * n)))]
+    assert best == pytest.approx(largest / (1 + 1 / (2 * n)), abs=1e-5)
+
+
+# --- numbers ---
+
+
+def test_numbers_are_those_of_the_code() -> None:
+    gain = 20 * math.log10((INT8_MAX + SHIFT_STEPS) / INT8_MAX)
+    together = -10 * math.log10(10**-2.5 + 10**-3)
+    images = Quantize().rounding_images
+    for told in (
+        f"in {BINS:,} bins",
+        f"m = {SHIFT_STEPS}·s",
+        f"{gain:.2f} dB less rounding noise",
+        f"30 dB alone cost {together:.1f} dB together",
+        f"{100 * DAMPING:.0f} % of the mean diagonal",
+        f"**Blocks** of {BLOCK} weights",
+        f"{images} images with {POSITIONS} places are {images * POSITIONS:,} samples",
+        f"Beyond {SAMPLES_BYTES // 2**20} MiB of codes",
+        f"within {TIE_DB} dB graphs are equal",
+        f"costs more than {100 * (MOST_SLOWER - 1):.0f} %",
+    ):
+        assert told in SENTENCES, told
+    assert (MINIMUM_SCALE, STRENGTH, len(QUICK)) == (2.0**-14, 1 / 2, 4)
+    named = re.findall(r"^\| (`(?:minmax|percentile|entropy|mse|lp).*?) \|", PAGE, re.MULTILINE)
+    listed = [name.replace("`_", "`percentile_") for row in named for name in re.findall(r"`[\w.]+`", row)]
+    assert [name.strip("`") for name in listed] == list(METHODS)
+
+
+def test_links_lead_to_sections_and_every_tool_of_the_text_is_in_the_literature() -> None:
+    titles = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", PAGE, re.M)}
+    links = re.findall(r"\]\(#(.+?)\)", PAGE)
+    assert len(links) > 15
+    assert set(links) <= titles
+    text, _, literature = PAGE.partition("## Literature")
+    for name in ("GPTQ", "QuIP", "LDLQ", "LAPQ", "SmoothQuant", "Migacz", "AdaRound", "BRECQ", "QDrop"):
+        assert name in text, name
+        assert name in literature, name
