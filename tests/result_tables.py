@@ -1,7 +1,7 @@
 """``make result-tables``: the tables of INT8's measurements in README.md and docs/int8.md, made from the records.
 
 A table stands between ``<!-- INT8 of RECIPE: VIEW -->`` and ``<!-- end of table -->``, and its numbers are those of
-``benchmarks/results/int8-RECIPE.json``.
+``benchmarks/results/int8-RECIPE.json``; the view ``networks`` is that of ``int8-networks.json``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import SCHEMA
+from benchmarks import accuracy
+from benchmarks.int8 import record as networks_record
 from export.files import ROOT
 
 PAGES = ("README.md", "docs/int8.md")
@@ -30,7 +31,6 @@ STEPS = {  # name of a row in the record -> what the page calls it
     "INT8, all three": "all three",
 }
 QUANTIZERS = {"modelopt": "modelopt", "ort": "quantize_static"}  # beginning of a peer's name -> what it is called
-_METHOD = "INT8 throughout, "
 
 
 def with_tables(page: str, results: Path = RESULTS) -> str:
@@ -43,7 +43,8 @@ def with_tables(page: str, results: Path = RESULTS) -> str:
 
     def table(found: re.Match[str]) -> str:
         record = json.loads((results / f"int8-{found[2]}.json").read_text(encoding="utf-8"))
-        lines = VIEWS[found[3]](record) if record["schema"] == SCHEMA else [NOT_MEASURED]
+        schema = networks_record.SCHEMA if found[2] == "networks" else accuracy.SCHEMA
+        lines = VIEWS[found[3]](record) if record["schema"] == schema else [NOT_MEASURED]
         return "\n".join([found[1].rstrip("\n"), *lines, found[4]])
 
     return TABLE.sub(table, page)
@@ -66,18 +67,67 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 
 
 def steps(record: Mapping[str, Any]) -> list[str]:
-    """INT8 throughout with each step of the search alone and with all of them, and what the searches took."""
-    head = ("INT8 throughout with", *NOISE_HEAD, "agrees with Keras (95 %)", "lost / gained", "search", "peak memory")
+    """Each step of the search alone and all of them, then with a few layers in float; what the searches took."""
+    head = (
+        "steps",
+        "INT8 convolutions",
+        *NOISE_HEAD,
+        "agrees with Keras (95 %)",
+        "lost / gained",
+        "search",
+        "peak memory",
+    )
     rows = [(STEPS[row["name"]], row) for row in record["rows"] if row["name"] in STEPS]
-    cells = [(called, *noise(row), *answers(row), *cost(row)) for called, row in rows]
+    rows += [
+        (row["name"].removeprefix("INT8, "), row)
+        for row in record["rows"]
+        if row["name"].endswith("in float") and row["seconds"]
+    ]
+    cells = [(called, share(row), *noise(row), *answers(row), *cost(row)) for called, row in rows]
     return [*markdown(head, cells), "", told(record, [row for _, row in rows])]
 
 
 def methods(record: Mapping[str, Any]) -> list[str]:
-    """Scales by every method, weights rounded to nearest, nothing shifted."""
-    head = ("scales", *NOISE_HEAD, "agrees with Keras (95 %)", "lost / gained")
-    rows = [row for row in record["rows"] if row["name"].startswith(_METHOD)]
-    return markdown(head, [(row["name"].removeprefix(_METHOD), *noise(row), *answers(row)) for row in rows])
+    """Scales by every method on held-out images, weights rounded to nearest, as the search for the shipped file saw it."""
+    found = record["calibration"]
+    cells = [
+        (f"**{name}**" if name == found["method"] else name, *spread(judged), percent(judged["top1_agreement"]))
+        for name, judged in found["methods"].items()
+    ]
+    return markdown(("scales", "SQNR of the logits", *SPREAD_HEAD, "agreement"), cells)
+
+
+def networks(record: Mapping[str, Any]) -> list[str]:
+    """Networks of several families, INT8 throughout, with all steps and by the code before them, on the same images."""
+    head = (
+        "network, weights",
+        "input",
+        "accuracy",
+        "median image",
+        "change (95 %)",
+        "agreement",
+        "change in points (95 %)",
+        "shifted",
+    )
+    cells = []
+    for measured in record["networks"]:
+        network, rows = measured["network"], {row["step"]: row for row in measured["rows"]}
+        before, after = rows["earlier"], rows["norms"]
+        gain = after["gains"]["earlier"]
+        low, high = gain["agreement_interval"]
+        cells.append(
+            (
+                f"{network['backbone']}, {network['weights']}",
+                str(network["input_size"]),
+                percent(network["accuracy"]),
+                f"{decibels(before['median_db'])} → {decibels(after['median_db'])}",
+                f"{gain['median_db']:+.1f} dB ({gain['interval_db'][0]:+.1f} to {gain['interval_db'][1]:+.1f})",
+                f"{percent(before['top1_agreement'])} → {percent(after['top1_agreement'])}",
+                f"{100 * gain['agreement']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                f"{after['shifted']} of {after['quantized']}",
+            )
+        )
+    return markdown(head, cells)
 
 
 def trunk(record: Mapping[str, Any]) -> list[str]:
@@ -104,7 +154,7 @@ def search(record: Mapping[str, Any]) -> list[str]:
         ("second-order rounding", found["rounding"]),
         ("bias correction", found["bias_correction"]),
     ]
-    head = ("step", "median image", "worst twentieth", "worst image", "agreement", "kept")
+    head = ("step", *SPREAD_HEAD, "agreement", "kept")
     cells = [
         (name, *held_out(step["before"], step["after"]), "yes" if step["used"] else "no")
         for name, step in tried
@@ -115,9 +165,11 @@ def search(record: Mapping[str, Any]) -> list[str]:
 
 
 VIEWS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
-    view.__name__: view for view in (summary, steps, methods, trunk, search)
+    view.__name__: view for view in (summary, steps, methods, trunk, search, networks)
 }
 NOISE_HEAD = ("SQNR of the logits", "median image", "5 % are below", "worst image")
+SPREAD_HEAD = ("median image", "worst twentieth", "worst image")
+_SPREAD = ("median_db", "tail_db", "worst_db")
 
 
 def best_peers(rows: Sequence[Row]) -> dict[str, str]:
@@ -143,6 +195,14 @@ def noise(row: Row) -> Iterator[str]:
     return (decibels(row[key]) for key in ("sqnr_db", "median_db", "low_db", "worst_db"))
 
 
+def spread(judged: Row) -> Iterator[str]:
+    return (decibels(judged[key]) for key in ("sqnr_db", *_SPREAD))
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
 def decibels(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} dB"
 
@@ -150,7 +210,7 @@ def decibels(value: float | None) -> str:
 def answers(row: Row) -> Cells:
     low, high = (f"{100 * value:.1f}".replace("100.0", "100") for value in row["agreement_interval"])
     lost, gained = (row["mcnemar"][key] for key in ("losses", "gains"))
-    return f"{100 * row['top1_agreement']:.1f} % ({low} to {high})", f"{lost} / {gained}"
+    return f"{percent(row['top1_agreement'])} ({low} to {high})", f"{lost} / {gained}"
 
 
 def cost(row: Row) -> Cells:
@@ -159,9 +219,9 @@ def cost(row: Row) -> Cells:
 
 
 def held_out(before: Row, after: Row) -> Iterator[str]:
-    for key in ("median_db", "tail_db", "worst_db"):
+    for key in _SPREAD:
         yield f"{decibels(before[key])} → {decibels(after[key])}"
-    yield f"{100 * before['top1_agreement']:.1f} % → {100 * after['top1_agreement']:.1f} %"
+    yield f"{percent(before['top1_agreement'])} → {percent(after['top1_agreement'])}"
 
 
 def told(record: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -15,7 +15,7 @@ from benchmarks import accuracy, gpu_evidence, int8_forms
 from benchmarks.gpu.forms import MOST_SLOWER
 from export.calibration import BINS, Histogram
 from export.files import ROOT
-from export.int8.choice import TIE_DB
+from export.int8.choice import TIE_DB, WORST_DB
 from export.int8.conv_inputs import POSITIONS
 from export.int8.equalization import STRENGTH
 from export.int8.scales import INT8_MAX, METHODS, MINIMUM_SCALE, SHIFT_STEPS, clipping_point
@@ -124,6 +124,7 @@ def test_numbers_are_those_of_the_code() -> None:
         f"{images} images with {POSITIONS} places are {images * POSITIONS:,} samples",
         f"Beyond {SAMPLES_BYTES // 2**20} MiB of codes",
         f"within {TIE_DB} dB graphs are equal",
+        f"is more than {WORST_DB:.0f} dB below the best one's",
         f"costs more than {100 * (MOST_SLOWER - 1):.0f} %",
     ):
         assert told in SENTENCES, told

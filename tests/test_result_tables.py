@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import AccuracyReport, AccuracyRow
+from benchmarks.int8.networks import Network
+from benchmarks.int8.record import Gain, Measured, Row, Table
 from benchmarks.int8_steps import TURNED_ON, Chosen, Made
 from benchmarks.peers.quantizers.tools import Share
 from export.files import ROOT
@@ -30,6 +32,8 @@ from export.records import to_json
 from pipeline.artifacts.machine import Cpu, Machine
 from tests import result_tables
 
+MACHINE = Machine(Cpu("x", 2, 2, ()), 1, "x", "3.11", {}, None, None, ())
+FEW = "all three, 6% of the convolutions in float"
 PEERS = {"modelopt-max": 17.0, "modelopt-entropy": 20.1, "ort-minmax": 16.0}
 
 
@@ -54,7 +58,7 @@ def row(
     name: str, sqnr: float, wrong: int = 0, *, int8: int = 53, half: float | None = None, **more: Any
 ) -> AccuracyRow:
     one = judged(sqnr, wrong)
-    return AccuracyRow(name, one, one, Share(int8, 53), 1, None, None, None if half is None else judged(half), **more)
+    return AccuracyRow(name, one, None, Share(int8, 53), 1, None, None, None if half is None else judged(half), **more)
 
 
 def made(name: str) -> Made:
@@ -80,7 +84,7 @@ def results(tmp_path: Path) -> Path:
             "nothing",
             "lp_2.4",
         ),
-        methods={"mse": distances(27.0)},
+        methods={"mse": distances(27.0), "lp_2.4": distances(27.5)},
         all_int8=distances(31.0),
         kept=("conv1/Conv",),
         budget_met=True,
@@ -95,13 +99,13 @@ def results(tmp_path: Path) -> Path:
         row("INT8 as shipped, 1 layer in float", 30.26, 1, int8=50, half=28.94),
         row("INT8 as shipped, 1 layer in float, for TensorRT 8.6", 30.0),
         *(row(f"peer: {name}", sqnr, 4) for name, sqnr in PEERS.items()),
-        row("INT8 throughout, mse", 23.5),
         *(row(f"INT8, {name}", 24.0 + number, 2, half=23.0, made=made(name)) for number, name in enumerate(TURNED_ON)),
+        row(f"INT8, {FEW}", 30.5, int8=50, half=29.0, made=made(FEW)),
         row("INT8, all three, trunk of FP16", 26.5, half=26.14, made=made("all three, trunk of FP16")),
     ]
     report = AccuracyReport(
         recipe="photos",
-        machine=Machine(Cpu("x", 2, 2, ()), 1, "x", "3.11", {}, None, None, ()),
+        machine=MACHINE,
         commit="c",
         model_sha256="0" * 64,
         test_images=200,
@@ -116,8 +120,8 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def table(view: str, results: Path) -> list[str]:
-    page = f"before\n<!-- INT8 of photos: {view} -->\nold\n<!-- end of table -->\nafter\n"
+def table(view: str, results: Path, of: str = "photos") -> list[str]:
+    page = f"before\n<!-- INT8 of {of}: {view} -->\nold\n<!-- end of table -->\nafter\n"
     lines = result_tables.with_tables(page, results).splitlines()
     assert (lines[0], lines[1], lines[-2], lines[-1]) == (
         "before",
@@ -152,16 +156,14 @@ def test_the_summary_has_the_file_as_shipped_and_each_quantizer_at_its_best(resu
 
 def test_the_steps_are_all_there_with_what_their_searches_took(results: Path) -> None:
     lines = table("steps", results)
-    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:7]] == list(result_tables.STEPS.values())
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-2]] == [*result_tables.STEPS.values(), FEW]
     assert set(result_tables.STEPS) == {f"INT8, {name}" for name in TURNED_ON}
-    assert lines[3].endswith(
-        "| 25.0 dB | 27.0 dB | 22.0 dB | 16.0 dB | 99.0 % (96.4 to 99.7) | 2 / 0 | 152 s | 2.5 GiB |"
-    )
+    assert lines[3].endswith(f"| 53 of 53 | {cells(25.0, '99.0 % (96.4 to 99.7)', '2 / 0')} | 152 s | 2.5 GiB |")
 
 
 def test_the_trunk_is_shown_with_every_fp16_value_rounded(results: Path) -> None:
     lines = table("trunk", results)
-    assert len(lines) == 2 + 7
+    assert len(lines) == 2 + 8
     assert lines[2] == "| INT8 as shipped, 1 layer in float | 30.3 dB | 32.3 dB | 28.9 dB | 30.9 dB |"
     assert lines[-1] == "| INT8, all three, trunk of FP16 | 26.5 dB | 28.5 dB | 26.1 dB | 28.1 dB |"
 
@@ -178,8 +180,47 @@ def test_the_search_is_told_step_by_step(results: Path) -> None:
     ] + ["", "Scales: lp_2.4. Layers in float: 1. Judged on 125 held-out images."]
 
 
-def test_methods_are_those_of_the_record(results: Path) -> None:
-    assert table("methods", results)[2:] == [f"| mse | {cells(23.5, '100.0 % (98.1 to 100)', '0 / 0')} |"]
+def test_methods_are_those_that_the_search_tried(results: Path) -> None:
+    assert table("methods", results)[2:] == [
+        "| mse | 26.0 dB | 27.0 dB | 22.0 dB | 19.0 dB | 99.2 % |",
+        "| **lp_2.4** | 26.5 dB | 27.5 dB | 22.5 dB | 19.5 dB | 99.2 % |",
+    ]
+
+
+def test_networks_are_told_with_what_the_steps_changed(tmp_path: Path) -> None:
+    network = Network(
+        backbone="resnet18",
+        weights="drawn",
+        input_size=64,
+        parameters=1,
+        classes=("a", "b"),
+        images={},
+        epochs=0,
+        accuracy=0.0605,
+    )
+
+    def step(name: str, median: float, agreement: float, **more: Any) -> Row:
+        return Row(
+            step=name,
+            median_db=median,
+            top1_agreement=agreement,
+            agreement_interval=(0.0, 1.0),
+            **{"lost": 0, "gained": 0, "method": "mse", "int8_convolutions": 20, "convolutions": 20, "kept": ()},
+            **{"skipped": {}, "seconds": 1.0, "gains": {}} | more,
+        )
+
+    gains = {"earlier": Gain(1.32, (1.15, 1.56), 0.0575, (-0.001, 0.0887))}
+    rows = (
+        step("earlier", 20.04, 0.88),
+        step("trunk", 1.0, 0.1),
+        step("norms", 21.24, 0.9375, quantized=21, shifted=1, gains=gains),
+    )
+    record = Table(photographs="x", machine=MACHINE, networks=(Measured(network, rows),))
+    (tmp_path / "int8-networks.json").write_text(json.dumps(to_json(record)))
+    assert table("networks", tmp_path, of="networks")[2:] == [
+        "| resnet18, drawn | 64 | 6.0 % | 20.0 dB → 21.2 dB | +1.3 dB (+1.1 to +1.6) "
+        "| 88.0 % → 93.8 % | +5.8 (-0.1 to +8.9) | 1 of 21 |"
+    ]
 
 
 def test_a_record_of_before_is_no_measurement(results: Path) -> None:
@@ -193,5 +234,5 @@ def test_a_value_that_is_not_finite_is_a_dash(results: Path) -> None:
     record = json.loads(path.read_text())
     exact = record["rows"][0]
     assert (exact["sqnr_db"], exact["worst_db"]) == (None, None)
-    path.write_text(json.dumps(record | {"rows": [exact | {"name": "INT8 throughout, mse"}]}))
-    assert table("methods", results)[2].startswith("| mse | – | – | – | – | 100.0 %")
+    path.write_text(json.dumps(record | {"rows": [exact | {"name": "INT8, before", "seconds": 1.0}]}))
+    assert table("steps", results)[2].startswith("| none of the three | – | – | – | – | – | 100.0 % (98.1 to 100) |")
