@@ -88,7 +88,7 @@ def steps(record: Mapping[str, Any]) -> list[str]:
 
 
 def methods(record: Mapping[str, Any]) -> list[str]:
-    """Scales by every method on held-out images, weights rounded to nearest, as the search for the shipped file saw it."""
+    """Scales by every method on held-out images, as the search for the shipped file saw it."""
     found = record["calibration"]
     cells = [
         (f"**{name}**" if name == found["method"] else name, *spread(judged), percent(judged["top1_agreement"]))
