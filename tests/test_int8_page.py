@@ -21,6 +21,7 @@ from export.int8.equalization import STRENGTH
 from export.int8.scales import INT8_MAX, METHODS, MINIMUM_SCALE, SHIFT_STEPS, clipping_point
 from export.int8.search import QUICK
 from export.int8.second_order import BLOCK, DAMPING, SAMPLES_BYTES
+from pipeline.artifacts.paths import FORMS
 from pipeline.recipe.schema import Quantize
 from tests.conftest import Chain
 
@@ -51,6 +52,7 @@ def test_every_other_command_is_taken(chain: Chain, tmp_path: Path) -> None:
     for line, module in zip(others, (accuracy, int8_forms)):
         assert module.build_parser().parse_args(line.split()[3:]).config == Path("digits")
     assert int8_forms.main(chain.arguments("")[1:]) == 0
+    assert (chain.root / FORMS["trunk-fp16"]).is_file()
     (tmp_path / "page" / "artifacts").mkdir(parents=True)
     (tmp_path / "page" / "artifacts" / "digits").symlink_to(chain.root)
     with chdir(tmp_path / "page"):
@@ -132,6 +134,36 @@ def test_numbers_are_those_of_the_code() -> None:
     named = re.findall(r"^\| (`(?:minmax|percentile|entropy|mse|lp).*?) \|", PAGE, re.MULTILINE)
     listed = [name.replace("`_", "`percentile_") for row in named for name in re.findall(r"`[\w.]+`", row)]
     assert [name.strip("`") for name in listed] == list(METHODS)
+
+
+def resnet50() -> list[tuple[int, int]]:
+    """The weights of an output, and the outputs, of each convolution."""
+    convs, inputs = [(7 * 7 * 3, 64)], 64
+    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        convs.append((inputs, 4 * width))  # the projection
+        for _ in range(blocks):
+            convs += [(inputs, width), (9 * width, width), (width, 4 * width)]
+            inputs = 4 * width
+    return convs
+
+
+def test_the_cost_of_second_order_rounding_is_that_of_resnet50() -> None:
+    convs, samples = resnet50(), Quantize().rounding_images * POSITIONS
+    widest = max(weights for weights, _ in convs)
+    operations = (
+        sum(samples * weights**2 for weights, _ in convs),
+        sum(weights**3 / 3 for weights, _ in convs),
+        sum(outputs * weights**2 for weights, outputs in convs),
+    )
+    sums, factors, codes = (f"{number / 1e9:.0f}" for number in operations)
+    held = samples * sum(weights for weights, _ in convs)
+    for told in (
+        f"fewer than the {widest:,} weights of an output",
+        f"for ResNet-50 {sums}, {factors} and {codes}·10⁹",
+        f"the codes of all samples, {held / 2**20:.0f} MiB for ResNet-50",
+        f"({8 * widest**2 / 1e6:.0f} MB at `d` = {widest:,}), not the {sum(8 * w**2 for w, _ in convs) / 1e9:.2f} GB",
+    ):
+        assert told in SENTENCES, told
 
 
 def test_links_lead_to_sections_and_every_tool_of_the_text_is_in_the_literature() -> None:
