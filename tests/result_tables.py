@@ -1,7 +1,8 @@
 """``make result-tables``: the tables of INT8's measurements in README.md and docs/int8.md, made from the records.
 
 A table stands between ``<!-- INT8 of RECIPE: VIEW -->`` and ``<!-- end of table -->``, and its numbers are those of
-``benchmarks/results/int8-RECIPE.json``; the view ``networks`` is that of ``int8-networks.json``.
+``benchmarks/results/int8-RECIPE.json``; of the view ``noise`` those of ``noise-RECIPE.json``, and of the view
+``networks`` those of ``int8-networks.json``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy
+from benchmarks import accuracy, int8_noise
 from benchmarks.int8 import record as networks_record
 from export.files import ROOT
 
@@ -42,8 +43,9 @@ def with_tables(page: str, results: Path = RESULTS) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        record = json.loads((results / f"int8-{found[2]}.json").read_text(encoding="utf-8"))
-        schema = networks_record.SCHEMA if found[2] == "networks" else accuracy.SCHEMA
+        kind = "noise" if found[3] == "noise" else "int8"
+        record = json.loads((results / f"{kind}-{found[2]}.json").read_text(encoding="utf-8"))
+        schema = {"noise": int8_noise.SCHEMA, "networks": networks_record.SCHEMA}.get(found[3], accuracy.SCHEMA)
         lines = VIEWS[found[3]](record) if record["schema"] == schema else [NOT_MEASURED]
         return "\n".join([found[1].rstrip("\n"), *lines, found[4]])
 
@@ -95,6 +97,36 @@ def methods(record: Mapping[str, Any]) -> list[str]:
         for name, judged in found["methods"].items()
     ]
     return markdown(("scales", "SQNR of the logits", *SPREAD_HEAD, "agreement"), cells)
+
+
+def noise_of(record: Mapping[str, Any]) -> list[str]:
+    """Activations and weights rounded alone, in each way, and together."""
+    head = (
+        "activations",
+        "weights",
+        "scales",
+        *NOISE_HEAD[:2],
+        "worst image",
+        "agreement",
+        "noise of the noisiest image",
+    )
+    cells = [
+        (
+            row["activations"],
+            row["weights"].replace("_", " "),
+            row["method"] or "",
+            *(decibels(row[key]) for key in ("sqnr_db", "median_db", "worst_db")),
+            percent(row["top1_agreement"]),
+            f"{100 * row['noisiest']:.0f} %",
+        )
+        for row in record["rows"]
+    ]
+    images = f"{record['scale_images']} images gave scales, {record['images']} held-out ones judge"
+    return [
+        *markdown(head, cells),
+        "",
+        f"{record['shifted']} of {record['quantized']} tensors can have 255 levels; {images}.",
+    ]
 
 
 def networks(record: Mapping[str, Any]) -> list[str]:
@@ -165,7 +197,8 @@ def search(record: Mapping[str, Any]) -> list[str]:
 
 
 VIEWS: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
-    view.__name__: view for view in (summary, steps, methods, trunk, search, networks)
+    **{view.__name__: view for view in (summary, steps, methods, trunk, search, networks)},
+    "noise": noise_of,
 }
 NOISE_HEAD = ("SQNR of the logits", "median image", "5 % are below", "worst image")
 SPREAD_HEAD = ("median image", "worst twentieth", "worst image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -134,6 +135,28 @@ def test_numbers_are_those_of_the_code() -> None:
     named = re.findall(r"^\| (`(?:minmax|percentile|entropy|mse|lp).*?) \|", PAGE, re.MULTILINE)
     listed = [name.replace("`_", "`percentile_") for row in named for name in re.findall(r"`[\w.]+`", row)]
     assert [name.strip("`") for name in listed] == list(METHODS)
+
+
+def test_what_the_text_says_of_noise_was_measured() -> None:
+    record = json.loads((ROOT / "benchmarks" / "results" / "noise-imagenet.json").read_text(encoding="utf-8"))
+    rows = {(row["activations"], row["weights"], row["method"]): row for row in record["rows"]}
+    mse, usual, most = (rows["255 levels", "nearest", method] for method in ("mse", "lp_2.4", "lp_3"))
+    noisiest = [f"{100 * row['noisiest']:.0f} %" for row in (mse, usual, most)]
+    worst = [f"{row['worst_db']:.1f}" for row in (mse, usual, most)]
+    median = [f"{row['median_db']:.1f}" for row in (mse, usual, most)]
+    wrong = rows["255 levels, sums of float weights", "nearest", "lp_2.4"]["sqnr_db"]
+    second = rows["float", "second_order", None]["sqnr_db"] - rows["255 levels", "float", "lp_2.4"]["sqnr_db"]
+    for told in (
+        f"one photo of the {record['images']} above carries {noisiest[0]} of all noise, with L2.4 {noisiest[1]}, with "
+        f"L3 {noisiest[2]}",
+        f"rises from {worst[0]} dB (MSE) to {worst[1]} (L2.4) and {worst[2]} (L3). The median photo has {median[0]}, "
+        f"{median[1]} and {median[2]} dB",
+        f"{record['shifted']} of ResNet-50's {record['quantized']} quantized tensors can be shifted",
+        f"made by the {record['quantized'] - record['shifted']} tensors that cannot have 255 levels",
+        f"that is {wrong:.1f} dB in place of {usual['sqnr_db']:.1f}",
+        f"already leaves weights {second:.0f} dB below the noise of the activations",
+    ):
+        assert told in SENTENCES, told
 
 
 def resnet50() -> list[tuple[int, int]]:
