@@ -1,8 +1,8 @@
 """Compare all ways to lower precision on a recipe's test images: ``python -m benchmarks.accuracy``.
 
-The candidates are FP32, FP16, INT8 by each calibration method, INT8 with each step of the search alone and with all of
-them, INT8 as the recipe ships it, and INT8 files that other quantizers made from the same model and images. The test
-images only judge; nothing is selected by them.
+The candidates are FP32, FP16, INT8 as the recipe ships it, INT8 with each step of the search alone and with all of
+them, INT8 files that other quantizers made from the same model and images, and with ``--methods`` INT8 by each
+calibration method. The test images only judge; nothing is selected by them.
 
 ONNX Runtime's CPU computes FP16 nodes in float32, so a file with FP16 parts shows the rounding of its constants alone.
 An FP16 trunk rounds its activations, too: ``half`` has the same file with every FP16 value rounded, see
@@ -161,8 +161,8 @@ class AccuracyReport:
         test_images: number of test images.
         classes: number of classes.
         calibration: of the INT8 file as shipped.
-        seconds: of each pass over the calibration images, and of the quantize stage.
-        peak_memory_mib: of the passes; None where the system does not report it.
+        seconds: of the quantize stage, and with the methods of each pass over the calibration images.
+        peak_memory_mib: of these passes; None where there were none, or the system does not report it.
         peers: name to the content of the JSON file beside a peer's file.
         rows: a row for each candidate.
     """
@@ -209,9 +209,13 @@ def measure_accuracy(context: Context, peers: Mapping[str, Path], methods: bool 
     calibration = read_calibration(root / "quantize/calibration.json")
     with tempfile.TemporaryDirectory() as temporary:
         candidates = _shipped(root, calibration) + [(f"{_PEER}{name}", path) for name, path in peers.items()]
-        forget_peak()
-        by_method, seconds = _by_method(root / ONNX["fp32"], images, Path(temporary)) if methods else ([], {})
-        peak = peak_memory_mib()  # of decoding, all passes and quantisation, before the candidates run
+        by_method: list[tuple[str, Path]] = []
+        seconds: dict[str, float] = {}
+        peak = None
+        if methods:
+            forget_peak()
+            by_method, seconds = _by_method(root / ONNX["fp32"], images, Path(temporary))
+            peak = peak_memory_mib()  # of decoding, all passes and quantisation, before the candidates run
         if (manifest := read_manifest(root / "quantize")) is not None:
             seconds["quantize stage"] = round(manifest.seconds, 1)
         rows = []

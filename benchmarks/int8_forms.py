@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import ProjectError
 from export.fp16.convert import FP16_MAX, has_half, preprocessing_nodes, to_half
 from export.int8.regions import find_regions
-from export.int8.scales import INT8_MAX, SHIFT_STEPS
-from export.int8.shift import shift
+from export.int8.scales import INT8_MAX, SHIFTED_MAX
+from export.int8.shift import LIFTED, shift
 from export.int8.trunk import trunk_nodes
 from export.onnx_passes.file import check_model, load_model, save_model
 from export.onnx_passes.graph import (
@@ -124,7 +124,7 @@ def without_shift(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in result.graph.initializer:
         values = numpy_helper.to_array(tensor)
         if tensor.name in wider:
-            changed[tensor.name] = values.astype(np.float64) * (2 * SHIFT_STEPS - 1) / INT8_MAX
+            changed[tensor.name] = values.astype(np.float64) * SHIFTED_MAX / INT8_MAX
         if tensor.name in changed:
             tensor.CopyFrom(numpy_helper.from_array(changed.pop(tensor.name).astype(values.dtype), tensor.name))
     _rectify_all(result, amounts)
@@ -150,7 +150,7 @@ def _lowered(model: onnx.ModelProto) -> dict[str, float]:
 def _lifts(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
     """Return each Add of a shift behind a pooling, and the node that writes the mean."""
     written = producers(model.graph)
-    adds = [node for node in model.graph.node if node.op_type == "Add" and node.name.endswith("/lifted")]
+    adds = [node for node in model.graph.node if node.op_type == "Add" and node.name.endswith(LIFTED)]
     return [(add, written[add.input[0]]) for add in adds]
 
 

@@ -132,10 +132,11 @@ def make_steps(
             rounding="second_order" if "rounding" in on else "nearest",
         )
         yield replace(_search(name, *inputs, step, folder)[1], complete=on == _ALL)
-    few = replace(step, sensitivity="always", max_kept=_FEW, int8=_NEVER_MET)
+    every = replace(plain, shift="auto", rounding="second_order")
+    few = replace(every, sensitivity="always", max_kept=_FEW, int8=_NEVER_MET)
     yield _search(f"all three, {_FEW:.0%} of the convolutions in float", *inputs, few, folder)[1]
     other: Literal["fp32", "fp16"] = "fp32" if options.trunk == "fp16" else "fp16"
-    yield _search(f"all three, trunk of {other.upper()}", *inputs, replace(step, trunk=other), folder)[1]
+    yield _search(f"all three, trunk of {other.upper()}", *inputs, replace(every, trunk=other), folder)[1]
     if mixed:
         shipped = replace(options, trunk=other)
         yield _search(f"as shipped, trunk of {other.upper()}", *inputs, shipped, folder)[1]

@@ -73,9 +73,13 @@ def machine() -> Machine:
     )
 
 
-def commit() -> str | None:
-    """Return the commit of this code, None outside a repository."""
-    return (_output("git", "-C", str(ROOT), "rev-parse", "HEAD") or "").strip() or None
+def commit(code: Path = ROOT) -> str | None:
+    """Return the commit that is checked out in a folder, None outside a repository.
+
+    Args:
+        code: the folder. Defaults to that of this code.
+    """
+    return (_output("git", "-C", str(code), "rev-parse", "HEAD") or "").strip() or None
 
 
 def resident_bytes() -> int:

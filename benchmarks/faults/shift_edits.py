@@ -12,7 +12,7 @@ from benchmarks.faults.graph_edits import add_constant, add_node, before_pair, m
 from benchmarks.faults.layer_edits import layers_of
 from benchmarks.faults.planted import Change, draw
 from benchmarks.faults.specimen import Specimen
-from export.onnx_passes.graph import Index, constants, consumers
+from export.onnx_passes.graph import Index, constants
 from export.onnx_passes.layer_names import keras_layer
 from export.onnx_passes.repairs import set_attribute
 from pipeline.artifacts.paths import ONNX, TENSORS
@@ -22,14 +22,15 @@ from pipeline.verification.explain.origin_weights import equalized
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
 
 _PART = "an activation that is lowered by 128 scales"
+_READER = "a convolution that reads a lowered activation"
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """A node with weights that reads a lowered activation.
+    """A convolution that reads a lowered activation.
 
     Attributes:
-        node: the node.
+        node: the Conv.
         bias: name of the constant that makes up for the offset.
         offset: of the activation.
     """
@@ -49,44 +50,38 @@ def _lowered(model: onnx.ModelProto, specimen: Specimen) -> list[QuantizedTensor
 
 
 def _readers(model: onnx.ModelProto, specimen: Specimen) -> Iterator[_Reader]:
-    """Yield the nodes whose bias makes up for an offset; that of a MatMul is added behind it."""
+    """Yield the convolutions whose bias makes up for an offset."""
     offsets = {name: float(c.offsets[0]) for name, c in _changes(specimen).items() if len(c.offsets) == 1}
     offsets |= {pair.output: pair.offset for pair in _lowered(model, specimen)}
-    table, readers = constants(model.graph), consumers(model.graph)
+    table = constants(model.graph)
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or not offsets.get(node.input[0]):
-            continue
-        adds = readers.get(node.output[0], []) if node.op_type == "MatMul" else []
-        names = [name for add in adds for name in add.input] if adds else list(node.input[2:])
-        bias = next((name for name in names if name in table), "")
-        if bias:
-            yield _Reader(node, bias, offsets[node.input[0]])
+        if node.op_type == "Conv" and offsets.get(node.input[0]) and node.input[2] in table:
+            yield _Reader(node, node.input[2], offsets[node.input[0]])
 
 
-def _sums(node: onnx.NodeProto, weight: np.ndarray) -> np.ndarray:
-    return np.asarray(weight.sum(axis=(1, 2, 3) if node.op_type == "Conv" else 0))
+def _sums(weight: np.ndarray) -> np.ndarray:
+    return np.asarray(weight.sum(axis=(1, 2, 3)))
 
 
 def forget_in_reader(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
     """Leave what makes up for a lowered activation out of the bias of a node that reads it."""
-    reader = draw(random, list(_readers(model, specimen)), _PART)
+    reader = draw(random, list(_readers(model, specimen)), _READER)
     weight = constant_of(reader.node.input[1], Index.of(model.graph))
     assert weight is not None
-    set_values(model, reader.bias, values(model, reader.bias) - reader.offset * _sums(reader.node, weight.values))
+    set_values(model, reader.bias, values(model, reader.bias) - reader.offset * _sums(weight.values))
     return Change("an offset that a bias does not make up for", ("weights",), layers_of(specimen, reader.node))
 
 
 def sum_unrounded_weights(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
     """Let the bias of a convolution make up for a lowered activation with the weights before they were rounded."""
-    found = [reader for reader in _readers(model, specimen) if reader.node.op_type == "Conv"]
-    reader = draw(random, found, "a convolution that reads a lowered activation")
+    reader = draw(random, list(_readers(model, specimen)), _READER)
     source = specimen.load(ONNX["fp32"])
     before = next(node for node in source.graph.node if node.name == reader.node.name)
     rounded = constant_of(reader.node.input[1], Index.of(model.graph))
     exact = constant_of(before.input[1], Index.of(source.graph))
     assert rounded is not None
     assert exact is not None
-    difference = _sums(before, equalized(before, exact.values, _changes(specimen)) - rounded.values)
+    difference = _sums(equalized(before, exact.values, _changes(specimen)) - rounded.values)
     set_values(model, reader.bias, values(model, reader.bias) + reader.offset * difference)
     return Change("an offset made up for with unrounded weights", ("weights",), layers_of(specimen, reader.node))
 
@@ -116,12 +111,8 @@ def halve_lowered_scale(model: onnx.ModelProto, specimen: Specimen, random: np.r
 
 def pad_reader(model: onnx.ModelProto, specimen: Specimen, random: np.random.Generator) -> Change:
     """Move what a convolution reads by a pixel, with a border of zeros, where its input is lowered."""
-    found = [
-        reader.node
-        for reader in _readers(model, specimen)
-        if reader.node.op_type == "Conv" and len(shape_of(model, reader.node.output[0])) == 3
-    ]
-    node = draw(random, found, "a convolution that reads a lowered activation")
+    found = [reader.node for reader in _readers(model, specimen) if len(shape_of(model, reader.node.output[0])) == 3]
+    node = draw(random, found, _READER)
     _, height, width = shape_of(model, node.output[0])
     output = node.output[0]
     before = moved(model, output)

@@ -17,8 +17,9 @@ from pathlib import Path
 from benchmarks.gpu.folder import altered_files, as_verified, foresee, has_verdict, read_reference, read_thresholds
 from benchmarks.gpu.markdown import target_table
 from benchmarks.gpu.options import Options, build_parser, check_artifacts, read_options, refuse_missing_sources
-from benchmarks.gpu.plan import Plan, run_steps
+from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.record import Record, last_line
+from benchmarks.gpu.steps import run_steps
 from benchmarks.gpu.visit import Visit
 from benchmarks.telemetry import commit
 from export.errors import ProjectError

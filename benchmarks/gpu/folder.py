@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.options import MAIN, Options, check_artifacts, refuse_missing_sources
-from benchmarks.gpu.plan import Estimates, Plan, PlannedStep, why_too_long
+from benchmarks.gpu.plan import Plan
+from benchmarks.gpu.steps import Estimates, PlannedStep, why_too_long
 from export.errors import ProjectError
 from export.metrics.distances import read_noise
 from export.records import read_record

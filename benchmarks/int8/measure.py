@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -16,8 +15,10 @@ from benchmarks.inference.process import watch
 from benchmarks.int8.networks import read_images
 from benchmarks.int8.record import Row, distances, gain, skipped
 from benchmarks.int8.step import EARLIER, STEPS
+from benchmarks.telemetry import commit
 from export.files import ROOT
-from export.metrics.distances import compare, top_classes
+from export.int8.simulate import Judged
+from export.metrics.distances import top_classes
 from export.metrics.per_image import sqnr_by_image
 
 log = logging.getLogger(__name__)
@@ -26,10 +27,10 @@ _STEP = Path(__file__).with_name("step.py")
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _ByImage:
     """The test images' own distances: SQNR in dB (N,), and whether each has FP32's top class, bool (N,)."""
 
-    by_image: np.ndarray
+    sqnr_db: np.ndarray
     agreed: np.ndarray
 
 
@@ -50,7 +51,7 @@ def measure(network: Path, steps: Iterable[str], earlier: Path | None) -> list[R
     """
     labels = read_images(network).test_labels
     rows: list[Row] = []
-    seen: dict[str, _Judged] = {}
+    seen: dict[str, _ByImage] = {}
     for step in steps:
         code = earlier if earlier is not None and step in EARLIER else ROOT
         with tempfile.TemporaryDirectory() as folder:
@@ -58,14 +59,14 @@ def measure(network: Path, steps: Iterable[str], earlier: Path | None) -> list[R
             found = watch([sys.executable, str(_STEP), str(code), str(network), step, str(logits)]).result
             with np.load(logits, allow_pickle=False) as file:
                 reference, int8 = file["reference"], file["int8"]
-        judged = _Judged(sqnr_by_image(reference, int8), top_classes(reference) == top_classes(int8))
+        own = _ByImage(sqnr_by_image(reference, int8), top_classes(reference) == top_classes(int8))
         report = found["report"]
         shift = report.get("shift", {})
         rows.append(
             Row(
                 step=step,
-                commit=_commit(code),
-                **distances(compare(reference, int8, labels), judged.by_image),  # type: ignore[arg-type]
+                commit=commit(code),
+                **distances(Judged.of(reference, int8, labels)),  # type: ignore[arg-type]
                 method=report["method"],
                 int8_convolutions=report["int8_convolutions"],
                 convolutions=report["convolutions"],
@@ -74,14 +75,14 @@ def measure(network: Path, steps: Iterable[str], earlier: Path | None) -> list[R
                 shifted=len(shift["shifted"]) if shift else None,
                 skipped=skipped(report, shifting=(STEPS | EARLIER)[step].get("shift") != "never"),
                 gains={
-                    name: gain(seen[name].by_image, judged.by_image, (seen[name].agreed, judged.agreed))
+                    name: gain(seen[name].sqnr_db, own.sqnr_db, (seen[name].agreed, own.agreed))
                     for name in _compared(step, list(seen))
                 },
                 seconds=found["seconds"],
                 peak_memory_mib=found["peak_memory_mib"],
             )
         )
-        seen[step] = judged
+        seen[step] = own
         log.info("  %s", describe(rows[-1]))
     return rows
 
@@ -106,14 +107,3 @@ def describe(row: Row) -> str:
         f"{row.top1_agreement:.1%}, {row.lost} lost, {row.gained} gained, {row.int8_convolutions} of "
         f"{row.convolutions} convolutions, {row.seconds:.0f} s{'; ' if changes else ''}{changes}"
     )
-
-
-def _commit(code: Path) -> str | None:
-    """Return the commit that is checked out in a folder, None outside a repository."""
-    try:
-        ended = subprocess.run(
-            ["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=60
-        )
-    except OSError:
-        return None
-    return ended.stdout.strip() if ended.returncode == 0 else None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.int8.networks import Network
-from export.metrics.distances import Comparison
+from export.int8.simulate import Judged
 from export.records import read_record
 from pipeline.artifacts.machine import Machine
 
@@ -183,24 +183,17 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def distances(comparison: Comparison, by_image: np.ndarray) -> dict[str, object]:
-    """Return the fields of a row that say how far the INT8 file is from the FP32 file.
-
-    Args:
-        comparison: of the logits of all images, with labels.
-        by_image: (N,) SQNR of each image, dB.
-    """
-    ordered = np.sort(by_image)
-    median, low = (float(ordered[math.floor(share * (len(ordered) - 1))]) for share in (0.5, 0.05))
-    test = comparison.mcnemar
+def distances(judged: Judged) -> dict[str, object]:
+    """Return the fields of a row that say how far the INT8 file is from the FP32 file, of images with labels."""
+    test = judged.mcnemar
     assert test is not None, "the images have labels"
     return {
-        "sqnr_db": finite(comparison.sqnr_db),
-        "median_db": finite(median),
-        "low_db": finite(low),
-        "worst_db": finite(float(ordered[0])),
-        "top1_agreement": comparison.top1_agreement,
-        "agreement_interval": comparison.agreement_interval,
+        "sqnr_db": finite(judged.sqnr_db),
+        "median_db": finite(judged.median_db),
+        "low_db": finite(judged.low_db),
+        "worst_db": finite(judged.worst_db),
+        "top1_agreement": judged.top1_agreement,
+        "agreement_interval": judged.agreement_interval,
         "lost": test.losses,
         "gained": test.gains,
     }

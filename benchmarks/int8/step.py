@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _BATCH = 8
-# For TensorRT as a recipe without thresholds of its own has them, `pipeline.recipe.schema.VerifyThresholds`.
-_BUDGETS = {"int8": (0.99, None, 20.0), "fp16": (0.999, None, 50.0)}
+# As a recipe without thresholds of its own has them, `pipeline.recipe.schema.VerifyThresholds`, for `Budget`.
+BUDGETS = {"int8": (0.99, None, 20.0), "fp16": (0.999, None, 50.0)}
 _THROUGHOUT = {"sensitivity": "never", "max_kept": 0.0}
 _PLAIN = {**_THROUGHOUT, "method": "mse", "shift": "never", "rounding": "nearest", "trunk": "fp16", "effort": "fast"}
 _TRUNK = {**_PLAIN, "trunk": "fp32"}
@@ -67,7 +67,7 @@ def run_step(network: Path, step: str, logits: Path) -> dict[str, Any]:
     known = {field.name for field in fields(SearchOptions)}
     if unknown := given.keys() - known:
         raise SystemExit(f"{step}: expected options of this code's search. Received: {sorted(unknown)}.")
-    budgets: dict[str, Any] = {name: Budget(*limits) for name, limits in _BUDGETS.items()}
+    budgets: dict[str, Any] = {name: Budget(*limits) for name, limits in BUDGETS.items()}
     options = SearchOptions(**given, **budgets)
     start = time.perf_counter()
     result = search(

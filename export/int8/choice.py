@@ -42,10 +42,6 @@ def helps(before: Judged, after: Judged, budget: Budget) -> bool:
 def _highest(
     results: Mapping[str, Judged], value: Callable[[Judged], float], within: float = TIE_DB
 ) -> dict[str, Judged]:
-    """Return the graphs with the highest value, within some decibels; two infinite values are equal."""
+    """Return the graphs with the highest value, within some decibels; beside an infinite one all infinite ones."""
     highest = max(map(value, results.values()))
-    return {
-        name: judged
-        for name, judged in results.items()
-        if value(judged) == highest or value(judged) >= highest - within
-    }
+    return {name: judged for name, judged in results.items() if value(judged) >= highest - within}

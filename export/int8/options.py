@@ -18,11 +18,12 @@ class SearchOptions:
     Args:
         method: The calibration method: one of `export.int8.scales.METHODS`, or ``"auto"``, which tries all of them.
         shift: Which activations get the eighth bit behind a ReLU: ``"auto"`` all that can, if that helps, ``"always"``
-            all that can, ``"conv"`` those right behind a Conv, if that helps. See `export.int8.shift`.
+            all that can, ``"conv"`` those right behind a Conv, if that helps, ``"never"`` none. See
+            `export.int8.shift`.
         rounding: Whether second-order rounding of the weights is tried, see `export.int8.second_order`.
         rounding_images: Number of calibration images that it sees, the first ones.
         trunk: Precision of scales, biases and Adds between quantized nodes, see `export.int8.trunk`.
-        effort: ``"fast"`` tries fewer methods, and rounds to nearest.
+        effort: ``"fast"`` tries fewer methods, equalizes without trying the model as it is, and rounds to nearest.
         equalize: Whether the channels of an activation are scaled to similar ranges.
         bias_correction: Whether biases are corrected for the mean quantization error, if that helps.
         sensitivity: Whether each layer is measured alone: ``"auto"`` if a graph misses its budget.

@@ -230,7 +230,7 @@ def _insert_codes(graph: onnx.GraphProto, name: str, weight: RoundedWeight) -> s
     zero = np.zeros(weight.scales.shape, np.int8)
     names = [f"{stem}/quantized", _scale_name(name), f"{stem}/zero_point"]
     for tensor, values in zip(names, (weight.codes, weight.scales, zero)):
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), tensor))
+        graph.initializer.append(numpy_helper.from_array(values, tensor))
     dequantized = f"{stem}/dequantized"
     graph.node.append(helper.make_node("DequantizeLinear", names, [dequantized], f"{stem}/DequantizeLinear", axis=0))
     return dequantized

@@ -140,7 +140,7 @@ class SecondOrder:
         images: Number of images that gave the second-order statistics.
         before: With weights rounded to nearest.
         after: With it.
-        skipped: Name of each convolution that stays rounded to nearest -> why.
+        skipped: Name of each convolution that it does not round -> why.
     """
 
     used: bool
@@ -235,7 +235,7 @@ class CalibrationReport:
         method: The calibration method that is used.
         methods: Distances with each method that was tried, with weights rounded to nearest.
         all_int8: Distances with INT8 throughout.
-        kept: Nodes that stay in float.
+        kept: Nodes that stay in float, once layers were kept for the budget; empty before.
         budget_met: Whether the result meets the budget.
         shift: The eighth bit behind a ReLU.
         equalization: None if the recipe turns it off, or does not try the model without it.

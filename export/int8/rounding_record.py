@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Collection, Mapping
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
@@ -36,7 +35,7 @@ def record_rounding(
             records[name] = WeightRecord(
                 node.name,
                 "second_order" if name in gains else "nearest",
-                hashlib.sha256(np.ascontiguousarray(weight.codes).tobytes()).hexdigest(),
+                hashlib.sha256(weight.codes.tobytes()).hexdigest(),
                 weight.most_steps(numpy_helper.to_array(table[name])),
                 gains.get(name),
             )

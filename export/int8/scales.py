@@ -20,6 +20,7 @@ from export.words import listed
 MINIMUM_SCALE = 2.0**-14
 INT8_MAX = 127
 SHIFT_STEPS = 128  # a shifted activation is lower by this many scales, see `export.int8.shift`
+SHIFTED_MAX = SHIFT_STEPS + INT8_MAX  # scales from 0 to its largest value: 255
 SCALES_REMEDY = "Run the quantize stage again."
 METHODS = (
     *("minmax", "percentile_99.9", "percentile_99.99", "percentile_99.999", "entropy", "mse"),
@@ -89,7 +90,7 @@ class Scales:
         Raises:
             ProjectError: If there is no such method.
         """
-        steps = {name: INT8_MAX + SHIFT_STEPS if name in shifted else INT8_MAX for name in histograms}
+        steps = {name: SHIFTED_MAX if name in shifted else INT8_MAX for name in histograms}
         scales = {
             name: max(MINIMUM_SCALE, float(np.float32(clipping_point(histogram, method, steps[name]) / steps[name])))
             for name, histogram in histograms.items()

@@ -108,7 +108,7 @@ def search(
         calibrate(model, statistics, batches(description), images, equalized=equalized)
         for equalized, description in _bases(options)
     ]
-    run = _Int8Search(candidates[0], held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
+    run = _Int8Search(held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
     equalization = run.choose_base(candidates)
     del candidates  # the model that is not used takes the memory of its weights
     methods, shift = run.choose_scales()
@@ -162,16 +162,15 @@ def _bases(options: SearchOptions) -> list[tuple[bool, str]]:
 class _Int8Search:
     """The state of the search for one model; each step keeps the candidate that is closest on held-out images."""
 
-    def __init__(
-        self, base: Calibrated, held_out: HeldOut, options: SearchOptions, kept: dict[str, Kept], track: Track
-    ) -> None:
-        self.base, self._held_out, self._options, self._track = base, held_out, options, track
+    def __init__(self, held_out: HeldOut, options: SearchOptions, kept: dict[str, Kept], track: Track) -> None:
+        self._held_out, self._options, self._track = held_out, options, track
         self._errors: list[BiasError] = []
         self._second: SecondOrderWeights | None = None
         self.kept = kept
         self.mixed = False  # whether a selection of layers that stay in float was made
+        self.base: Calibrated
         self.scales: Scales
-        self.weights: Mapping[str, RoundedWeight] = {}
+        self.weights: Mapping[str, RoundedWeight]
         self.result: Judged
 
     def model(self, kept: Mapping[str, Kept]) -> onnx.ModelProto:

@@ -145,7 +145,7 @@ def _second_order_codes(exact: np.ndarray, moments: np.ndarray) -> np.ndarray:
     so that a lower triangular factor of that order is an upper one of ours.
     """
     diagonal = np.diagonal(moments, axis1=1, axis2=2)
-    # The last comes first. With this damping the condition is at most 100 d, so the factorization cannot fail; an
+    # The last comes first. With this damping the condition is at most 100 d + 1, so the factorization cannot fail; an
     # input that was 0 throughout has neighbours of 0, and is rounded to nearest.
     order = np.argsort(-diagonal, axis=1, kind="stable")[:, ::-1]
     mean = diagonal.mean(axis=1)

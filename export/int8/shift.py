@@ -24,6 +24,7 @@ from export.int8.regions import Bias, Region, find_regions
 from export.onnx_passes.graph import Index, copy_model, topological_sort
 
 HIGHEST = np.finfo(np.float32).max  # the maximum of the Clip in place of a ReLU: TensorRT wants a finite one
+LIFTED = "/lifted"  # ends the name of the Add of m behind a pooling
 SHIFTED = "a Clip that lowers it by 128 scales: 255 levels instead of 128"
 
 
@@ -103,7 +104,7 @@ class _Rewrite:
 
     def _lift(self, pool: onnx.NodeProto, amount: float) -> None:
         """Add m behind a pooling; the sum has the name that the mean had."""
-        name, mean, result = f"{pool.name}/lifted", f"{pool.name}/mean", pool.output[0]
+        name, mean, result = f"{pool.name}{LIFTED}", f"{pool.name}/mean", pool.output[0]
         pool.output[0] = mean
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(amount, self._kind()), f"{pool.name}/amount"))
         self._graph.node.append(helper.make_node("Add", [mean, f"{pool.name}/amount"], [result], name))

@@ -24,13 +24,12 @@ from export.records import read_record
 from pipeline.artifacts.tensor_changes import TensorChange, read_changes, read_corrections
 from pipeline.verification.checks.rounded import Misfit, Origin, Rounded
 from pipeline.verification.explain.origin_shift import wrong_offsets
-from pipeline.verification.explain.origin_weights import compare_weights
+from pipeline.verification.explain.origin_weights import SCALE_ROUNDING, compare_weights
 from pipeline.verification.explain.ranges import measure_ranges, misfit_of, noted_of
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
 
 log = logging.getLogger(__name__)
 
-RECORDED = 1e-3  # relative difference of a scale from the record that is rounding to FP16
 R = TypeVar("R", Scales, RoundingReport)
 
 
@@ -101,11 +100,11 @@ def _not_recorded(pair: QuantizedTensor, tensor: str, scales: Scales | None) -> 
     if scales is None or tensor not in scales.scales:
         return None
     layer, recorded = keras_layer(pair.node), scales.scales[tensor]
-    if abs(pair.scale / recorded - 1) > RECORDED:
+    if abs(pair.scale / recorded - 1) > SCALE_ROUNDING:
         text = f"layer {layer!r}: its scale is {pair.scale / recorded:.4g} times the one that quantize recorded"
         return Misfit("layer scale", layer, text)
     lowered = scales.shift(tensor)
-    if abs(pair.offset - lowered) > RECORDED * max(lowered, pair.scale):
+    if abs(pair.offset - lowered) > SCALE_ROUNDING * max(lowered, pair.scale):
         text = (
             f"layer {layer!r}: its values are lowered by {pair.offset:.4g}, and by {lowered:.4g} where quantize "
             "recorded its scale"

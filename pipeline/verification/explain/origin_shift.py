@@ -21,12 +21,11 @@ from export.words import count
 from pipeline.artifacts.tensor_changes import UNCHANGED, TensorChange
 from pipeline.verification.checks.rounded import Misfit
 from pipeline.verification.explain.constants import constant_of
-from pipeline.verification.explain.origin_weights import equalized, input_of
+from pipeline.verification.explain.origin_weights import WEIGHTED, by_output, equalized, input_of
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
 
 UNITS = {"fp32": 1e-5, "fp16": 2.0**-9}  # of all terms of a bias: rounding of the bias and of what it is made of
 MEAN_STEPS = 2.0  # by which rounding and clipping move the mean of an activation at most
-_BIASED = ("Conv", "Gemm", "MatMul")
 
 
 def wrong_offsets(
@@ -72,7 +71,7 @@ class _Comparison:
                 found.append(self._bounds(node, other))
             if node.op_type == other.op_type == "Conv":
                 found.append(self._border(node, other))
-            if node.op_type in _BIASED and node.op_type == other.op_type:
+            if node.op_type in WEIGHTED and node.op_type == other.op_type:
                 found.append(self._bias(node, other))
         return [misfit for misfit in found if misfit is not None]
 
@@ -115,7 +114,7 @@ class _Comparison:
         if received is None or weight is None or exact is None or weight.values.shape != exact.values.shape:
             return None
         rows, exact_rows = (
-            _by_output(node, values) for values in (weight.values, equalized(node, exact.values, self._changes))
+            by_output(node, values) for values in (weight.values, equalized(node, exact.values, self._changes))
         )
         change, lowered = self._changes.get(written, UNCHANGED), self._offset(node.input[0])
         if len(lowered) != 1 or received.values.size != len(rows):
@@ -177,12 +176,6 @@ class _Comparison:
         while (node := self._index.producers.get(tensor)) is not None and node.op_type == "Cast":
             tensor = node.input[0]
         return self._pairs.get(tensor)
-
-
-def _by_output(node: NodeProto, weight: np.ndarray) -> np.ndarray:
-    """Return a weight as (outputs, everything else)."""
-    first = node.op_type == "Conv" or attribute(node, "transB", 0)
-    return weight.reshape(len(weight), -1) if first else np.ascontiguousarray(weight.T)
 
 
 def _ends(node: NodeProto, index: Index) -> tuple[float, float] | None:

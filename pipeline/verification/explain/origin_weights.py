@@ -24,17 +24,16 @@ from pipeline.verification.explain.constants import Constant, constant_of
 from pipeline.verification.explain.fit import fit_db
 
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-INT8_STEPS = 0.75  # half a step of rounding, and what an FP16 scale moves the largest value
+NEAREST_STEPS = 0.75  # half a step of rounding, and what an FP16 scale moves the largest value
 SPARE_STEPS = 0.25  # beyond what quantize recorded, for the same reason
-MOST_STEPS = {"nearest": 0.75, "second_order": 16.0}  # that a record may claim
+MOST_STEPS = {"nearest": NEAREST_STEPS, "second_order": 16.0}  # that a record may claim
 # Of a value, and of one near zero: a unit in the last place, because some values are rounded to their other neighbour
 # so that means are kept, and a half of it.
 FP16_UNITS = 1.5 * 2.0**-10, 1.5 * 2.0**-24
-COLOURS = (
-    4  # at most, of an image: the weights of the first Conv are rounded together, see `export.fp16.weight_rounding`
-)
+# At most, of an image: the weights of the first Conv are rounded together, see `export.fp16.weight_rounding`.
+COLOURS = 4
 FP32_UNITS = 1e-5  # of the largest value of a channel: equalization is computed in FP32
-SAME_SCALE = 1e-3  # relative difference of a scale from the one that is needed that is rounding to FP16
+SCALE_ROUNDING = 1e-3  # relative difference between two scales that rounding to FP16 can make
 
 
 def compare_weights(
@@ -92,7 +91,7 @@ def _by_weight(source: ModelProto, rounding: RoundingReport | None) -> Mapping[s
 
 def _steps(node: NodeProto, number: int, records: Mapping[str, WeightRecord] | None) -> float:
     record = (records or {}).get(node.input[number])
-    return INT8_STEPS if record is None else record.most_steps + SPARE_STEPS
+    return NEAREST_STEPS if record is None else record.most_steps + SPARE_STEPS
 
 
 def axes(node: NodeProto) -> tuple[int, int]:
@@ -110,7 +109,7 @@ def equalized(node: NodeProto, weight: np.ndarray, changes: Mapping[str, TensorC
     return weight
 
 
-def _rows(node: NodeProto, weight: np.ndarray) -> np.ndarray:
+def by_output(node: NodeProto, weight: np.ndarray) -> np.ndarray:
     """Return a weight as (outputs, everything else)."""
     moved = np.moveaxis(weight, axes(node)[0] if weight.ndim >= 2 else 0, 0)
     return moved.reshape(len(moved), -1)
@@ -128,13 +127,13 @@ def _not_recorded(node: NodeProto, expected: np.ndarray, found: Constant, record
         )
         return Misfit("weights", layer, text)
     assert found.rounded is not None
-    codes = np.ascontiguousarray(np.clip(found.rounded.codes, -128, 127).astype(np.int8))
+    codes = np.clip(found.rounded.codes, -128, 127).astype(np.int8)
     if hashlib.sha256(codes.tobytes()).hexdigest() != record.codes_sha256:
         text = f"layer {layer!r}: the INT8 codes of its weights are not those that quantize recorded"
         return Misfit("weights", layer, text)
-    needed = weight_scales(_rows(node, expected).astype(np.float32)).astype(np.float64)
+    needed = weight_scales(by_output(node, expected).astype(np.float32)).astype(np.float64)
     scales = np.broadcast_to(found.rounded.scales.reshape(-1), needed.shape)
-    other = ~(np.abs(scales / needed - 1) <= SAME_SCALE)
+    other = ~(np.abs(scales / needed - 1) <= SCALE_ROUNDING)
     if not other.any():
         return None
     text = (
@@ -150,13 +149,13 @@ def _wrong_weight(node: NodeProto, expected: np.ndarray, received: Constant, ste
         return Misfit(
             "weights", layer, f"layer {layer!r}: zero points of its weights are not 0, which TensorRT refuses"
         )
-    rows, values = (_rows(node, array) for array in (expected, received.values))
+    rows, values = (by_output(node, array) for array in (expected, received.values))
     if received.kind == "int8":
         allowed = steps * weight_scales(rows.astype(np.float32)).astype(np.float64)[:, None]
     elif received.kind == "fp16":
         few = expected.ndim == 4 and expected.shape[1] <= COLOURS
         size = np.broadcast_to(np.abs(expected).max(axis=1, keepdims=True), expected.shape) if few else np.abs(expected)
-        allowed = np.maximum(FP16_UNITS[0] * _rows(node, size), FP16_UNITS[1])
+        allowed = np.maximum(FP16_UNITS[0] * by_output(node, size), FP16_UNITS[1])
     else:
         allowed = FP32_UNITS * np.abs(rows).max(axis=1, keepdims=True)
     far = ~(np.abs(values - rows) <= allowed)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.plan import Estimates, PlannedStep, run_steps
 from benchmarks.gpu.record import CUT_SHORT, MARGIN, Record
+from benchmarks.gpu.steps import Estimates, PlannedStep, run_steps
 from export.errors import ProjectError
 from pipeline.artifacts.gpu_evidence import read_gpu_evidence
 from tests.benchmarks.visits import step_of

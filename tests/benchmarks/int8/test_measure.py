@@ -10,14 +10,17 @@ import pytest
 
 from benchmarks.int8.measure import describe, measure
 from benchmarks.int8.networks import IMAGES, ONNX
-from benchmarks.int8.step import run_step
+from benchmarks.int8.step import BUDGETS, run_step
 from benchmarks.telemetry import commit
 from export.errors import ProjectError
 from export.files import ROOT
+from export.int8.sensitivity import Budget
 from export.int8.simulate import simulate
 from export.metrics.distances import sqnr_db
 from export.metrics.per_image import sqnr_by_image
 from export.onnx_passes.file import load_model
+from pipeline.quantization.quantize import search_options
+from pipeline.recipe.schema import Quantize, VerifyThresholds
 from tests.benchmarks.int8 import small_network
 
 # Of a network so small that it helps nothing.
@@ -27,6 +30,12 @@ _UNUSED = {"it does not help on held-out images": ("bias correction",)}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_network.write(tmp_path_factory.mktemp("networks") / "resnet20-trained")
+
+
+def test_the_budgets_are_those_of_a_recipe_without_thresholds_of_its_own() -> None:
+    thresholds = VerifyThresholds()
+    asked = search_options(Quantize(), thresholds.fp16, thresholds.int8)
+    assert (Budget(*BUDGETS["fp16"]), Budget(*BUDGETS["int8"])) == (asked.fp16, asked.int8)
 
 
 def test_a_row_says_what_the_step_did_and_what_it_changed(folder: Path) -> None:

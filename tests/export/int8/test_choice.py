@@ -76,18 +76,20 @@ def test_a_near_tie_on_an_image_does_not_miss_the_budget() -> None:
 
 def test_the_spread_is_that_of_the_images() -> None:
     rng = np.random.default_rng(0)
-    reference = rng.normal(size=(41, 5))
-    logits = reference + rng.normal(size=(41, 5)) * np.linspace(0.001, 0.5, 41)[:, None]
-    found = Judged.of(reference, logits, np.zeros(41, np.int64))
+    reference = rng.normal(size=(101, 5))
+    logits = reference + rng.normal(size=(101, 5)) * np.linspace(0.001, 0.5, 101)[:, None]
+    found = Judged.of(reference, logits, np.zeros(101, np.int64))
     by_image = sqnr_by_image(reference, logits)
     assert found.median_db == np.median(by_image)
     assert found.low_db == np.percentile(by_image, 5, method="lower")
     assert found.worst_db == by_image.min()
-    assert found.tail_db == np.sort(by_image)[:3].mean(), "a twentieth of 41 images, rounded up"
+    assert found.tail_db == np.sort(by_image)[:6].mean(), "a twentieth of 101 images, rounded up"
     assert found.sqnr_db < found.median_db, "the loud images weigh more in the noise of all logits"
-    broken = Judged.of(reference, np.where(np.arange(41)[:, None] == 0, np.nan, logits), np.zeros(41, np.int64))
+    broken = Judged.of(reference, np.where(np.arange(101)[:, None] == 0, np.nan, logits), np.zeros(101, np.int64))
     assert (broken.worst_db, broken.tail_db, broken.median_db) == (
         -math.inf,
         -math.inf,
-        np.sort(np.append(by_image[1:], -math.inf))[20],
+        np.sort(np.append(by_image[1:], -math.inf))[50],
     )
+    equal = Judged.of(reference, np.where(np.arange(101)[:, None] == 0, np.nan, reference), np.zeros(101, np.int64))
+    assert (equal.tail_db, equal.median_db) == (-math.inf, math.inf), "one image is not finite, the others are exact"

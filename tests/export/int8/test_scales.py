@@ -35,10 +35,10 @@ def test_scales_are_symmetric_and_never_too_small():
 def test_a_shifted_tensor_has_255_steps():
     values = samples("relu")
     found = {name: histogram_of(values) for name in ("plain", "moved")}
-    found["dead"] = histogram_of(np.zeros(4, np.float32))
+    found |= {name: histogram_of(np.zeros(4, np.float32)) for name in ("dead", "other")}
     for method in METHODS:
-        scales = Scales.from_histograms(found, method, images=1, shifted=["dead", "moved"])
-        assert scales.shifted == ("moved", "dead"), "in the order of the tensors"
+        scales = Scales.from_histograms(found, method, images=1, shifted=["other", "dead", "moved"])
+        assert scales.shifted == ("moved", "dead", "other"), "in the order of the tensors"
         point = clipping_point(found["moved"], method, 255)
         assert scales.scales["moved"] == np.float32(point / 255)
         assert scales.scales["plain"] == np.float32(clipping_point(found["plain"], method) / 127)

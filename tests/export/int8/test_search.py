@@ -37,7 +37,6 @@ WEIGHTS = {
     **{"b": floats(8, 8, 3, 3, seed=13), "b_bias": floats(8, seed=14), "dense": floats(8, 3, seed=15)},
 }
 MODEL = pixel_graph(NODES, WEIGHTS, shapes={"y": ["batch", 3]})
-HELD_OUT = HeldOut.of(MODEL, pixels(32, seed=1), np.arange(32) % 3)
 MISSED = Budget(sqnr_db=300.0)
 # One ReLU right behind a Conv, and one behind a residual Add; both can be shifted.
 BLOCK = pixel_graph(
@@ -58,7 +57,14 @@ BLOCK = pixel_graph(
     },
     shapes={"y": ["batch", 3]},
 )
-BLOCK_HELD_OUT = HeldOut.of(BLOCK, pixels(32, seed=1), np.arange(32) % 3)
+# Its second Conv writes values beyond FP16, which the head takes back.
+LARGE = pixel_graph(
+    NODES,
+    {**WEIGHTS, "b": WEIGHTS["b"] * 1e4, "b_bias": WEIGHTS["b_bias"] * 1e4, "dense": WEIGHTS["dense"] / 1e4},
+    shapes={"y": ["batch", 3]},
+)
+JUDGES = {id(model): HeldOut.of(model, pixels(32, seed=1), np.arange(32) % 3) for model in (MODEL, BLOCK, LARGE)}
+HELD_OUT = JUDGES[id(MODEL)]
 
 
 def run(told: list[str] | None = None, model: onnx.ModelProto = MODEL, **options: object) -> SearchResult:
@@ -72,7 +78,7 @@ def run(told: list[str] | None = None, model: onnx.ModelProto = MODEL, **options
         said.append(what)
         return names
 
-    return search(model, batches, BLOCK_HELD_OUT if model is BLOCK else HELD_OUT, SearchOptions(**options), track)
+    return search(model, batches, JUDGES[id(model)], SearchOptions(**options), track)
 
 
 def test_each_pass_asks_for_the_images_once() -> None:
@@ -195,9 +201,9 @@ def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pyt
 
 
 def test_the_record_of_rounding_is_that_of_the_codes_in_the_file() -> None:
-    result = run()
+    result = run(method="minmax")
     assert result.report.rounding is not None
-    assert result.report.rounding.used
+    assert result.report.rounding.used, "else every weight is rounded to nearest"
     codes = {
         tensor.name.removesuffix("/quantized"): numpy_helper.to_array(tensor)
         for tensor in result.int8.graph.initializer
@@ -212,6 +218,20 @@ def test_the_record_of_rounding_is_that_of_the_codes_in_the_file() -> None:
         assert record.gain_db is not None
         assert record.gain_db >= 0.0
         assert record.most_steps == result.weights[name].most_steps(weight_of(result.model, name))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_fp16_cannot_hold_stays_fp32_and_its_weights_are_not_rounded(mixed: bool) -> None:
+    result = run(model=LARGE, method="minmax", int8=MISSED if mixed else Budget(), max_kept=1.0)
+    first, second = (node.name for node in LARGE.graph.node if node.op_type == "Conv")
+    assert (result.kept[second].precision, result.report.kept) == ("fp32", tuple(result.kept) if mixed else ())
+    assert "FP16" in result.kept[second].why, "no layer that the budget asks for"
+    assert result.report.rounding is not None
+    assert result.report.rounding.skipped == {second: "it stays in float"}
+    assert {record.node for record in result.rounding.weights} == (set() if first in result.kept else {first})
+    assert {tensor.name for tensor in result.int8.graph.initializer if tensor.name.endswith("/quantized")} == (
+        set() if first in result.kept else {"a/quantized"}
+    )
 
 
 def weight_of(model: onnx.ModelProto, name: str) -> np.ndarray:

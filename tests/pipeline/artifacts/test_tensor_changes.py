@@ -51,6 +51,7 @@ def test_one_number_stands_for_all_channels() -> None:
     ("factors", "offsets", "said"),
     [
         (-ROW, ROW, "factors that are no row of positive numbers"),
+        (np.array([1.0, np.inf, 1.0]), ROW, "factors that are no row of positive numbers"),
         (ROW[None], ROW, "factors that are no row of positive numbers"),
         (ROW, np.array([np.nan]), "offsets that are no row of finite numbers"),
         (ROW, ROW[:2], "3 factors and 2 offsets"),
