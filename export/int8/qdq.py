@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import ProjectError
-from export.fp16.convert import MINIMUM_OPSET, to_half
+from export.fp16.convert import FP16_MAX, MINIMUM_OPSET, to_half
 from export.int8.placement import Edge, Kept, describe, quantized_edges
 from export.int8.report import Placement
 from export.int8.scales import Scales
@@ -31,6 +31,8 @@ from export.onnx_passes.graph import (
     topological_sort,
 )
 from export.words import count
+
+_WIDE = "FP16 cannot hold its bias, which makes up for a shift"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def quantize(
 
     amounts = {name: scales.shift(name) for name in tensors if name in scales.shifted}
     shifted = shift(fp32_model, amounts, weight_of)
+    wide = {name for name, value in shifted.largest.items() if half and value > FP16_MAX}
+    if halves := {name: kept[name] for name in wide if name in kept and kept[name].precision == "fp16"}:
+        kept = {**kept, **{name: Kept("fp32", f"{entry.why}; {_WIDE}") for name, entry in halves.items()}}
+        shifted = shift(fp32_model, amounts, weight_of)  # with the sums of their weights in FP32
     result = copy_model(shifted.model)
     if half:
         result = convert_opset(result, max(opset(result), MINIMUM_OPSET))
@@ -125,7 +131,7 @@ def quantize(
     stays = {name: entry.precision for name, entry in kept.items()}
     stay = trunk_nodes(result, stays) if half and kind == "fp32" else set()
     if half:
-        stay |= shifted.lifted
+        stay |= shifted.lifted | wide
         result = to_half(result, keep=[*stay, *(name for name, precision in stays.items() if precision == "fp32")])
     else:
         check_model(result)
