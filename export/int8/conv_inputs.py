@@ -116,8 +116,8 @@ class ConvInput:
 class Samples:
     """What some Convs read of some images, at `POSITIONS` places of the output of each image and Conv.
 
-    The places follow from the seed, the Conv's name and the image's number alone. A Conv that reads not one map for each
-    image, as one of patches that were folded into the first axis, is in `refused`, and has no samples.
+    The places follow from the seed, the Conv's name and the image's number alone. A Conv that reads not one map for
+    each image, as one of patches that were folded into the first axis, is in `refused`, and has no samples.
 
     Args:
         inputs: The Convs' inputs.
