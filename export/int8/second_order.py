@@ -100,9 +100,15 @@ def round_second_order(
             samples.add(len(batch), codes)
         seen = samples.seen
         for name in track(names):
-            moments = samples.take(inputs[name][0].node)
-            for source in inputs[name][1:]:
-                moments += samples.take(source.node)
+            nodes = [source.node for source in inputs[name]]
+            if not samples.refused.isdisjoint(nodes):
+                skipped |= dict.fromkeys(
+                    nodes, "what it reads, or another Conv with its weights, is not one map an image"
+                )
+                continue
+            moments = samples.take(nodes[0])
+            for node in nodes[1:]:
+                moments += samples.take(node)
             weights[name], gains[name] = round_weight(numpy_helper.to_array(tensors[name]), moments, kind)
     return SecondOrderWeights(weights, gains, seen, skipped)
 

@@ -390,3 +390,21 @@ def test_weights_shared_between_other_groups_are_named():
     assert list(found.weights) == []
     assert list(found.skipped) == [FIRST, SECOND]
     assert "another number of groups" in found.skipped[FIRST]
+
+
+def test_maps_of_patches_that_are_folded_into_the_first_axis_are_named():
+    """As in a TimeDistributed layer: no row of theirs is an image, so they have no places of their own in one."""
+    nodes = [
+        *NODES[:2],  # 8 channels of 6 x 6
+        ("Reshape", ["r", "patches"], "p", {}),
+        ("Conv", ["p", "b", "b_bias"], "q", {}),
+        ("Reshape", ["q", "whole"], "m", {}),
+        ("Conv", ["m", "b", "b_bias"], "n", {}),
+        ("Conv", ["n", "c", "c_bias"], "v", {"group": 2, **SAME}),
+        *NODES[6:],
+    ]
+    model = build(nodes, patches=np.int64([-1, 8, 3, 3]), whole=np.int64([-1, 8, 6, 6]))
+    found = rounded(model, calibrate(model, [BATCH]), BATCH)
+    assert list(found.weights) == ["a", "c"]
+    assert list(found.skipped) == ["Conv_4", "Conv_6"], "the second one shares its weights"
+    assert "not one map an image" in found.skipped["Conv_4"]
