@@ -138,6 +138,24 @@ def test_the_models_for_tensorrt_8_are_judged_packed_and_taken_back(
     assert not names & read(older.root / "verify" / "parity.json")["subjects"].keys()
 
 
+def test_the_last_lines_say_how_int8_was_made_and_how_close_it_is(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert chain.run("quantize", *QUICK, "--set", "quantize.shift=always") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  INT8")]
+    report = read(chain.root / "quantize" / "calibration.json")
+    rounded = "by second order" if report["rounding"]["used"] else "to nearest"
+    shifted, convolutions, close = report["shift"], report["convolutions"], report["all_int8"]
+    assert shifted["shifted"], "else nothing is counted"
+    assert lines == [
+        f"  INT8: scales by minmax, {len(shifted['shifted'])} of {shifted['quantized']} tensors shifted, "
+        f"weights rounded {rounded}, {convolutions} of {convolutions} convolutions",
+        f"  INT8 on {report['held_out_images']} held-out images: SQNR {close['sqnr_db']:.1f} dB (median image "
+        f"{close['median_db']:.1f} dB, worst {close['worst_db']:.1f} dB), agreement {close['top1_agreement']:.2%}",
+    ]
+
+
 def test_scales_know_what_they_are_of(finished_chain: Chain) -> None:
     scales = read_record(Scales, finished_chain.root / "quantize" / "scales.json", remedy="")
     assert scales.key["model_sha256"] == sha256_file(finished_chain.root / "export" / "model.onnx")
