@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from export.errors import ProjectError
 from export.int8 import second_order
@@ -324,6 +325,23 @@ def test_what_fits_the_memory_is_one_pass(monkeypatch):
     tracked = []
     rounded(model, calibrate(model, [BATCH]), BATCH, track=lambda names: tracked.append(list(names)) or names)
     assert tracked == [["a", "b"], ["c", "d"]]
+
+
+@pytest.mark.parametrize(("size", "threads"), [(1024, 1), (1, 2)], ids=["small", "large"])
+def test_small_moments_are_factorized_by_one_thread(monkeypatch, result, scales, size, threads):
+    """Several would wait for each other longer than they compute."""
+    real, used = second_order.round_weight, set()
+
+    def counted(*arguments):
+        used.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return real(*arguments)
+
+    monkeypatch.setattr(second_order, "ONE_THREAD", size)
+    monkeypatch.setattr(second_order, "round_weight", counted)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert same(result, rounded(MODEL, scales, BATCH))
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+    assert used == {threads}
 
 
 def test_the_seed_chooses_the_places(result, scales):
