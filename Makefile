@@ -4,7 +4,7 @@
 #   ARGS="--set train.seed=2"   options for the command
 
 TARGETS := help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-           lint check test test-slow test-gpu gpu-evidence contract key-tables clean
+           lint check test test-slow test-gpu gpu-evidence contract key-tables result-tables clean
 VARIABLES := RECIPE ARGS GPU PYTHON VENV
 
 ifeq ($(strip $(RECIPE)),)
@@ -202,6 +202,9 @@ contract: $(TEST_TOOLS)  ## the TensorRT names that the code wants, read off the
 
 key-tables: $(TEST_TOOLS)  ## the tables of a recipe's keys in README.md and docs/recipe.md
 	@$(PY) -m tests.key_tables
+
+result-tables: $(TEST_TOOLS)  ## the tables of INT8's measurements in README.md and docs/int8.md
+	@$(PY) -m tests.result_tables
 
 clean:  ## remove what can be made again of the recipe; never trained models
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

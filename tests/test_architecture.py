@@ -30,6 +30,7 @@ PAGES = (
     "README.md",
     "docs/recipe.md",
     "docs/infer.md",
+    "docs/int8.md",
     "docs/parity.md",
     "benchmarks/peers/README.md",
     "benchmarks/results/README.md",

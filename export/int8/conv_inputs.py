@@ -116,7 +116,8 @@ class ConvInput:
 class Samples:
     """What some Convs read of some images, at `POSITIONS` places of the output of each image and Conv.
 
-    The places follow from the seed, the Conv's name and the image's number alone.
+    The places follow from the seed, the Conv's name and the image's number alone. A Conv that reads not one map for
+    each image, as one of patches that were folded into the first axis, is in `refused`, and has no samples.
 
     Args:
         inputs: The Convs' inputs.
@@ -128,12 +129,16 @@ class Samples:
         self._inputs = {found.node: found for found in inputs}
         self._images, self._seed = images, seed
         self._codes: dict[str, np.ndarray] = {}
+        self.refused: set[str] = set()
         self.seen = 0
 
     def add(self, count: int, values: Mapping[str, np.ndarray]) -> None:
         """Take what is read of the next images, from the int8 tensors by name."""
         for name, source in self._inputs.items():
             codes = values[source.codes]
+            if len(codes) != count:
+                self.refused.add(name)
+                continue
             outputs, before = source.output(codes.shape[2:])
             places = np.unravel_index(
                 [self._places(name, self.seen + i, math.prod(outputs)) for i in range(count)], outputs

@@ -79,7 +79,7 @@ def quantized_edges(model: onnx.ModelProto, kept: Collection[str] = ()) -> list[
             reaching.update(node.input)
     edges = []
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in index.constants:
+        if node.op_type == "Conv" and node.input[0] not in index.constants and node.input[1] in index.constants:
             edges.append(Edge(node.name, 0, node.input[0], "input of a Conv"))
         elif node.op_type == "Add" and (skip := skip_input(node, index)) is not None:
             edges.append(Edge(node.name, skip, node.input[skip], "skip branch of a residual Add"))

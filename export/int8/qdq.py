@@ -13,7 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import ProjectError
-from export.fp16.convert import MINIMUM_OPSET, to_half
+from export.fp16.convert import FP16_MAX, MINIMUM_OPSET, to_half
 from export.int8.placement import Edge, Kept, describe, quantized_edges
 from export.int8.report import Placement
 from export.int8.scales import Scales
@@ -31,6 +31,8 @@ from export.onnx_passes.graph import (
     topological_sort,
 )
 from export.words import count
+
+_WIDE = "FP16 cannot hold its bias, which makes up for a shift"
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ def quantize(
     Raises:
         ProjectError: If the model is already quantized, a scale is missing, or a weight does not fit FP16.
     """
-    kept, weights = kept or {}, weights or {}
+    floats, weights = dict(kept or {}), weights or {}
     if "QuantizeLinear" in op_counts(fp32_model):
         raise ProjectError("Expected a float model. Received: one with QuantizeLinear (quantize the FP32 export).")
     if len({node.name for node in fp32_model.graph.node if node.name}) != len(fp32_model.graph.node):
         raise ProjectError("Expected a name of its own for each node. Received: empty or equal ones (export it again).")
-    edges = quantized_edges(fp32_model, kept)
+    edges = quantized_edges(fp32_model, floats)
     if missing := [edge.tensor for edge in edges if edge.tensor not in scales.scales]:
         raise ProjectError(
             f"Expected a scale for each of {count(len(edges), 'quantized input')}. Received: none for {missing[:3]} "
@@ -98,11 +100,15 @@ def quantize(
     def weight_of(node: onnx.NodeProto) -> np.ndarray | None:
         if (node.name, node.input[1]) in rounded:
             return rounded[node.name, node.input[1]].values
-        exact = not half or (node.name in kept and kept[node.name].precision == "fp32")
+        exact = not half or (node.name in floats and floats[node.name].precision == "fp32")
         return None if exact else _as_half(fp32_model, node.input[1])
 
     amounts = {name: scales.shift(name) for name in tensors if name in scales.shifted}
     shifted = shift(fp32_model, amounts, weight_of)
+    wide = {name for name, value in shifted.largest.items() if half and value > FP16_MAX}
+    if halves := {name: floats[name] for name in wide if name in floats and floats[name].precision == "fp16"}:
+        floats |= {name: Kept("fp32", f"{entry.why}; {_WIDE}") for name, entry in halves.items()}
+        shifted = shift(fp32_model, amounts, weight_of)  # with the sums of their weights in FP32
     result = copy_model(shifted.model)
     if half:
         result = convert_opset(result, max(opset(result), MINIMUM_OPSET))
@@ -122,14 +128,14 @@ def quantize(
     for edge in edges:
         nodes[edge.node].input[edge.index] = activations[edge.tensor]
     result = topological_sort(result)
-    stays = {name: entry.precision for name, entry in kept.items()}
+    stays = {name: entry.precision for name, entry in floats.items()}
     stay = trunk_nodes(result, stays) if half and kind == "fp32" else set()
     if half:
-        stay |= shifted.lifted
+        stay |= shifted.lifted | wide
         result = to_half(result, keep=[*stay, *(name for name, precision in stays.items() if precision == "fp32")])
     else:
         check_model(result)
-    return Int8Graph(result, describe(fp32_model, edges, base, kept, stay, shifted.notes), shifted.offsets)
+    return Int8Graph(result, describe(fp32_model, edges, base, floats, stay, shifted.notes), shifted.offsets)
 
 
 def _rounded_weights(

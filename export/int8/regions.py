@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from export.int8.placement import quantized_edges, skip_input
 from export.onnx_passes.graph import Index, attribute
+from export.words import count
 
 _MOVING = ("Identity", "Dropout", "Squeeze", "Unsqueeze", "Flatten", "Reshape", "Transpose")
 _MEANS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
@@ -113,7 +114,7 @@ def find_regions(model: onnx.ModelProto) -> Regions:
         inside = [name for name in quantized if name in walk.tensors]
         nodes |= dict.fromkeys(inside, node.name)
         if len(inside) > 1:
-            reason = reason or f"{len(inside)} tensors behind this ReLU have scales of their own"
+            reason = reason or f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own"
         if reason:
             refused |= dict.fromkeys(inside, reason)
         elif inside:

@@ -102,10 +102,15 @@ class Scales:
         return self.scales[tensor] * SHIFT_STEPS if tensor in self.shifted else 0.0
 
     def of_type(self, kind: str) -> Scales:
-        """Return the scales rounded to ``"fp16"``, or as they are for ``"fp32"``."""
+        """Return the scales rounded to ``"fp16"``, or as they are for ``"fp32"``.
+
+        One beyond FP16's largest stays as it is: only nodes that stay FP32 read its tensor.
+        """
         if kind == "fp32":
             return self
-        return replace(self, scales={name: float(np.float16(value)) for name, value in self.scales.items()})
+        most = float(np.finfo(np.float16).max)
+        rounded = {name: float(np.float16(value)) if value <= most else value for name, value in self.scales.items()}
+        return replace(self, scales=rounded)
 
     @property
     def smallest(self) -> list[str]:

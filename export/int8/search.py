@@ -156,7 +156,7 @@ def _bases(options: SearchOptions) -> list[tuple[bool, str]]:
     """Return whether each base to try is equalized, and how the pass over its images is called; the usual one first."""
     if not options.equalize:
         return [(False, "histograms")]
-    return [(True, "histograms")] + ([(False, "without equalization")] if options.effort == "full" else [])
+    return [(True, "histograms")] + ([(False, "histograms, not equalized")] if options.effort == "full" else [])
 
 
 class _Int8Search:

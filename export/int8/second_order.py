@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from threadpoolctl import ThreadpoolController
 
 from export.calibration import run_batches
 from export.int8.conv_inputs import ConvInput, Samples, samples_bytes
@@ -32,6 +33,9 @@ from export.onnx_passes.graph import constants, copy_model, producers, topologic
 DAMPING = 0.01  # of the mean of H's diagonal, added to it
 BLOCK = 128  # weights whose errors are passed on one by one; those of a block are passed on together
 MOST_GAIN_DB = 100.0
+# Moments up to this size are factorized by one thread: several wait for each other longer than they compute, many times
+# as long if another process has one of the cores.
+ONE_THREAD = 1024
 SAMPLES_BYTES = 2**29  # of the inputs that are held at once; more convolutions are sampled in another pass
 
 
@@ -90,7 +94,7 @@ def round_second_order(
     tensors = constants(model.graph)
     weights: dict[str, RoundedWeight] = {}
     gains: dict[str, float] = {}
-    seen = 0
+    seen, blas = 0, ThreadpoolController()
     for names in _passes(inputs, images):
         chosen = [source for name in names for source in inputs[name]]
         samples = Samples(chosen, images, seed)
@@ -100,10 +104,18 @@ def round_second_order(
             samples.add(len(batch), codes)
         seen = samples.seen
         for name in track(names):
-            moments = samples.take(inputs[name][0].node)
-            for source in inputs[name][1:]:
-                moments += samples.take(source.node)
-            weights[name], gains[name] = round_weight(numpy_helper.to_array(tensors[name]), moments, kind)
+            source, *others = inputs[name]
+            nodes = [source.node, *(other.node for other in others)]
+            if not samples.refused.isdisjoint(nodes):
+                skipped |= dict.fromkeys(
+                    nodes, "what it reads, or another Conv with its weights, is not one map an image"
+                )
+                continue
+            with blas.limit(limits=1 if source.values // source.groups <= ONE_THREAD else None, user_api="blas"):
+                moments = samples.take(source.node)
+                for other in others:
+                    moments += samples.take(other.node)
+                weights[name], gains[name] = round_weight(numpy_helper.to_array(tensors[name]), moments, kind)
     return SecondOrderWeights(weights, gains, seen, skipped)
 
 

@@ -37,6 +37,7 @@ class Shifted:
         offsets: Tensor -> float64 (1,): what has to be added to its values to have those of the original.
         lifted: Names of the poolings before the head that read a shifted tensor, and of the Adds behind them. FP16
             would round a mean to the grid of m.
+        largest: Name of a node -> the largest absolute value among its constants that make up for shifts.
         notes: Name of a ReLU before a quantized tensor -> what became of it, for people; not of one that could be
             shifted and is not.
     """
@@ -44,6 +45,7 @@ class Shifted:
     model: onnx.ModelProto
     offsets: Mapping[str, np.ndarray]
     lifted: frozenset[str]
+    largest: Mapping[str, float]
     notes: Mapping[str, str]
 
 
@@ -65,12 +67,13 @@ def shift(
     notes = {regions.nodes[tensor]: f"not shifted: {why}" for tensor, why in regions.refused.items()}
     notes |= {regions.nodes[tensor]: SHIFTED for tensor in amounts}
     if not amounts:
-        return Shifted(model, {}, frozenset(), notes)
+        return Shifted(model, {}, frozenset(), {}, notes)
     result = copy_model(model)
     rewrite = _Rewrite(result, weights)
     for tensor, amount in amounts.items():
         rewrite.lower(regions.found[tensor], amount)
-    return Shifted(topological_sort(result), rewrite.offsets, frozenset(rewrite.lifted), notes)
+    lifted = frozenset(rewrite.lifted)
+    return Shifted(topological_sort(result), rewrite.offsets, lifted, rewrite.largest(), notes)
 
 
 class _Rewrite:
@@ -98,6 +101,15 @@ class _Rewrite:
             self._lift(self._nodes[name], amount)
         for name in region.mains:  # the skip branch of the Add is lower, so the main branch is higher
             self._offset(name, np.full(1, -amount))
+
+    def largest(self) -> dict[str, float]:
+        """Return the largest absolute constant of each node that has one of its own."""
+        found: dict[str, float] = {}
+        for (name, _), tensor in self._own.items():
+            values = numpy_helper.to_array(tensor)
+            values = values[np.abs(values) != HIGHEST]  # which stands for no value in a Max or a Min
+            found[name] = max(found.get(name, 0.0), float(np.abs(values).max(initial=0.0)))
+        return found
 
     def _offset(self, tensor: str, values: np.ndarray) -> None:
         self.offsets[tensor] = self.offsets.get(tensor, 0.0) + values

@@ -145,21 +145,26 @@ def _log_result(result: SearchResult, settings: Quantize) -> None:
             "  wrote %s; for TensorRT 8.6 %s",
             *(listed(Path(files[precision]).name for precision in ("fp16", "int8")) for files in (ONNX, TENSORRT8)),
         )
-    log.info("  INT8: %s", _summary(report, result.result))
+    log.info("  INT8: %s", _how(report))
+    log.info("  INT8 on %s: %s", count(report.held_out_images, "held-out image"), _how_close(result.result))
 
 
-def _summary(report: CalibrationReport, judged: Judged) -> str:
-    """Say in one line how the INT8 graph was made, and how close it is to FP32."""
+def _how(report: CalibrationReport) -> str:
+    """Say how the INT8 graph was made."""
     shift, second = report.shift, report.rounding
-    how = (
+    parts = (
         f"scales by {report.method}",
         f"{len(shift.shifted) if shift.used else 'none'} of {count(shift.quantized, 'tensor')} shifted",
         f"weights rounded {'by second order' if second is not None and second.used else 'to nearest'}",
         f"{report.int8_convolutions} of {count(report.convolutions, 'convolution')}",
     )
+    return ", ".join(parts)
+
+
+def _how_close(judged: Judged) -> str:
+    """Say how close the INT8 graph is to FP32."""
     images = f"median image {judged.median_db:.1f} dB, worst {judged.worst_db:.1f} dB"
-    close = f"SQNR {judged.sqnr_db:.1f} dB ({images}), agreement {percent(judged.top1_agreement)}"
-    return f"{', '.join(how)}; {close} on {count(report.held_out_images, 'held-out image')}"
+    return f"SQNR {judged.sqnr_db:.1f} dB ({images}), agreement {percent(judged.top1_agreement)}"
 
 
 class CalibrationImages:

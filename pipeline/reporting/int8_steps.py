@@ -46,19 +46,19 @@ class Step:
 def all_tried(report: CalibrationReport) -> list[Tried]:
     """Return everything that was tried, in the order of the search."""
     equalization, shift = report.equalization, report.shift
-    with_it = ", with the eighth bit" if shift.used else ""
+    shifted = ", shifted" if shift.used else ""
     tried = []
     if equalization:
         tried.append(Tried("channels not equalized", equalization.before, not equalization.used))
         tried.append(Tried("channels equalized", equalization.after, equalization.used))
     tried += [
-        Tried(f"scales by {name}{with_it}", distances, name == report.method)
+        Tried(f"scales by {name}{shifted}", distances, name == report.method)
         for name, distances in report.methods.items()
     ]
     if shift.plain and shift.used:
-        tried.append(Tried(f"scales by {report.method}, without it", shift.plain, False))
+        tried.append(Tried(f"scales by {report.method}, not shifted", shift.plain, False))
     elif shift.after and not shift.used:
-        tried.append(Tried("scales with the eighth bit", shift.after, False))
+        tried.append(Tried("scales, shifted", shift.after, False))
     return tried + [step.tried for step in _later_steps(report)]
 
 
@@ -70,11 +70,11 @@ def steps(report: CalibrationReport) -> list[Step]:
     if equalization:
         found.append(Step(Tried("equalization", equalization.after, equalization.used), equalization.before))
     if shift.used and shift.after:
-        shifted = f"the eighth bit of {len(shift.shifted)} of {count(shift.quantized, 'tensor')}"
+        shifted = f"{len(shift.shifted)} of {count(shift.quantized, 'tensor')} shifted"
         found.append(Step(Tried(f"{scales.title}, {shifted}", shift.after, True), shift.plain))
     else:
         found.append(Step(scales))
-        found += [Step(Tried("the eighth bit", shift.after, False), shift.plain)] if shift.after else []
+        found += [Step(Tried("shifted", shift.after, False), shift.plain)] if shift.after else []
     return found + _later_steps(report)
 
 
@@ -103,8 +103,9 @@ def _bar(step: Step) -> Bar:
     tried = step.tried
     value, worst = tried.distances.sqnr_db, tried.distances.worst_db
     before = step.before.sqnr_db if step.before else None
+    gain = None if value is None or before is None else round(value - before, 1) + 0.0  # no minus before a zero
     remarks = [
-        *([f"{value - before:+.1f} dB"] if value is not None and before is not None else []),
+        *([] if gain is None else [f"{gain:+.1f} dB"]),
         *([] if worst is None else [f"worst image {worst:.1f} dB"]),
         *([] if tried.used else ["not used"]),
     ]

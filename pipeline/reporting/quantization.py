@@ -17,7 +17,7 @@ from pipeline.reporting.sections import make_with
 from pipeline.terminal.command_line import Invocation
 
 TRIED = (
-    *("chosen", "what was tried", "*SQNR, dB", "*median image, dB", "*5th percentile, dB", "*worst image, dB"),
+    *("chosen", "what was tried", "*SQNR, dB", "*median, dB", "*worst 5 %, dB", "*worst, dB"),
     *("*agreement", "*accuracy drop"),
 )
 SENSITIVITY = ("keras_layer", "op", "sqnr_db", "noise", "top1_agreement", "accuracy_drop", "kept")
@@ -55,12 +55,12 @@ def _calibration(report: CalibrationReport) -> Section:
         chart=gains(report),
         tried=Table(TRIED, rows),
         not_shifted=not_shifted(report.shift),
-        to_nearest=[f"Rounded to nearest, the weights of {layers(ns)}: {why}." for why, ns in grouped(skipped).items()],
+        to_nearest=[f"Weights rounded to nearest, of {layers(ns)}: {why}." for why, ns in grouped(skipped).items()],
     )
 
 
 def _row(title: str, distances: Distances, used: bool) -> tuple[str | Cell, ...]:
-    in_db = (distances.sqnr_db, distances.median_db, distances.low_db, distances.worst_db)
+    in_db = (distances.sqnr_db, distances.median_db, distances.tail_db, distances.worst_db)
     return (
         badge(PASS, "used") if used else "",
         title,

@@ -25,6 +25,7 @@ from pipeline.verification.explain.origin_weights import WEIGHTED, by_output, eq
 from pipeline.verification.explain.twin import QuantizedTensor, quantized_tensors
 
 UNITS = {"fp32": 1e-5, "fp16": 2.0**-9}  # of all terms of a bias: rounding of the bias and of what it is made of
+LEAST = {"fp32": 1e-12, "fp16": 2.0**-24}  # a bias near zero is a whole multiple of FP16's smallest value
 MEAN_STEPS = 2.0  # by which rounding and clipping move the mean of an activation at most
 
 
@@ -122,7 +123,8 @@ class _Comparison:
         own = (before.values.reshape(-1) if before is not None else np.zeros(len(rows))) / change.factors
         expected = own - change.offsets + lowered * rows.sum(axis=1)
         terms = np.abs(own) + np.abs(change.offsets) + lowered * np.abs(rows).sum(axis=1)
-        allowed = UNITS["fp16" if received.kind == "fp16" else "fp32"] * terms + 1e-12
+        kind = "fp16" if received.kind == "fp16" else "fp32"
+        allowed = UNITS[kind] * terms + LEAST[kind]
         most = self._most_correction(node, other, rows, exact_rows)
         if self._corrections is None:
             allowed = allowed + most

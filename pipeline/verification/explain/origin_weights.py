@@ -50,7 +50,7 @@ def compare_weights(
         source: The FP32 file.
         changes: What the file's tensors hold in place of Keras' values.
         rounding: How its INT8 weights were rounded; None if that is unknown.
-        inputs: Indices of the inputs: 1 for weights, 2 for biases.
+        inputs: Indices of the inputs; that of weights is 1, that of biases 2.
     """
     nodes, index = {node.name: node for node in model.graph.node}, Index.of(model.graph)
     original = Index.of(source.graph)

@@ -63,6 +63,12 @@ def test_scales_in_fp16_are_those_of_the_file():
     assert half.shift("a") == 128 * float(np.float16(0.1)) != scales.shift("a")
 
 
+def test_a_scale_beyond_fp16_stays_as_it_is():
+    """Activations of ten million: all of their readers are FP32, so the file does not hold it."""
+    scales = Scales({"a": 0.1, "b": 65504.0, "c": 80000.0}, "minmax", 4)
+    assert scales.of_type("fp16").scales == {"a": float(np.float16(0.1)), "b": 65504.0, "c": 80000.0}
+
+
 def test_a_shifted_tensor_without_a_scale_is_named():
     with pytest.raises(ProjectError, match=r"a scale for each shifted tensor. Received: none for \['b'\]"):
         Scales({"a": 1.0}, "minmax", 1, shifted=("a", "b"))

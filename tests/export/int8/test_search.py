@@ -90,7 +90,7 @@ def test_each_pass_asks_for_the_images_once() -> None:
     told: list[str] = []
     result = run(told)
     rounding = ["second-order rounding", "second-order rounding"]  # the images, then the layers
-    assert told == ["ranges", "histograms", "without equalization", "methods", *rounding, "biases"]
+    assert told == ["ranges", "histograms", "histograms, not equalized", "methods", *rounding, "biases"]
     assert (result.report.scale_images, result.report.held_out_images) == (40, 32)
     assert set(result.report.methods) == set(METHODS)
     assert result.scales.method == result.report.method

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from export.errors import ProjectError
 from export.int8 import second_order
@@ -326,6 +327,23 @@ def test_what_fits_the_memory_is_one_pass(monkeypatch):
     assert tracked == [["a", "b"], ["c", "d"]]
 
 
+@pytest.mark.parametrize(("size", "threads"), [(1024, 1), (1, 2)], ids=["small", "large"])
+def test_small_moments_are_factorized_by_one_thread(monkeypatch, result, scales, size, threads):
+    """Several would wait for each other longer than they compute."""
+    real, used = second_order.round_weight, set()
+
+    def counted(*arguments):
+        used.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return real(*arguments)
+
+    monkeypatch.setattr(second_order, "ONE_THREAD", size)
+    monkeypatch.setattr(second_order, "round_weight", counted)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert same(result, rounded(MODEL, scales, BATCH))
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+    assert used == {threads}
+
+
 def test_the_seed_chooses_the_places(result, scales):
     assert not same(result, rounded(MODEL, scales, BATCH, seed=1))
 
@@ -390,3 +408,21 @@ def test_weights_shared_between_other_groups_are_named():
     assert list(found.weights) == []
     assert list(found.skipped) == [FIRST, SECOND]
     assert "another number of groups" in found.skipped[FIRST]
+
+
+def test_maps_of_patches_that_are_folded_into_the_first_axis_are_named():
+    """As in a TimeDistributed layer: no row of theirs is an image, so they have no places of their own in one."""
+    nodes = [
+        *NODES[:2],  # 8 channels of 6 x 6
+        ("Reshape", ["r", "patches"], "p", {}),
+        ("Conv", ["p", "b", "b_bias"], "q", {}),
+        ("Reshape", ["q", "whole"], "m", {}),
+        ("Conv", ["m", "b", "b_bias"], "n", {}),
+        ("Conv", ["n", "c", "c_bias"], "v", {"group": 2, **SAME}),
+        *NODES[6:],
+    ]
+    model = build(nodes, patches=np.int64([-1, 8, 3, 3]), whole=np.int64([-1, 8, 6, 6]))
+    found = rounded(model, calibrate(model, [BATCH]), BATCH)
+    assert list(found.weights) == ["a", "c"]
+    assert list(found.skipped) == ["Conv_4", "Conv_6"], "the second one shares its weights"
+    assert "not one map an image" in found.skipped["Conv_4"]

@@ -179,6 +179,45 @@ def test_a_bias_is_made_with_the_weights_that_its_conv_computes_with(precision, 
     np.testing.assert_allclose(bias, 128 * left, atol=1e-3)
 
 
+WIDE = "FP16 cannot hold its bias, which makes up for a shift"
+
+
+@pytest.mark.parametrize(
+    ("trunk", "kept", "precision", "why"),
+    [
+        ("fp16", None, "int8", "input of a Conv"),
+        ("fp32", "fp16", "fp32", f"kept; {WIDE}"),
+        ("fp16", "fp16", "fp32", f"kept; {WIDE}"),
+    ],
+)
+def test_a_conv_whose_bias_fp16_cannot_hold_is_fp32(trunk, kept, precision, why):
+    """Channels that are large one at a time: no value nears 65,504, but m times the sum of the weights is above it."""
+    nodes = [
+        ("Conv", ["f", "w0"], "c", {}),
+        ("Relu", ["c"], "r", {}),
+        ("Conv", ["r", "w0"], "d", {}),  # stays INT8: the tensor has a scale
+        ("Conv", ["r", "w1"], "e", {}),
+        ("Add", ["d", "e"], "y", {}),
+    ]
+    values = {"w0": np.eye(16, dtype=np.float32), "w1": np.full((16, 16), 2.0 + 2**-12, np.float32)}
+    values = {name: value.reshape(16, 16, 1, 1) for name, value in values.items()}
+    model = pixel_graph(nodes, values, x=("batch", 16, 4, 4))
+    x = np.zeros((4, 16, 4, 4), np.uint8)
+    x[:, 0], x[0, 1] = 10, 255
+    scales = Scales({"f": 2.0, "r": 64.0, "d": 2.0, "e": 20.0}, "minmax", 1, shifted=("r",))
+    reasons = {} if kept is None else {"Conv_4": Kept(kept, "kept")}
+    made = quantize(model, scales, trunk=trunk, kept=reasons)
+    row = next(row for row in made.placements if row.node == "Conv_4")
+    assert (row.precision, row.why) == (precision, why)
+    node = next(n for n in made.model.graph.node if n.name == "Conv_4")
+    bias = numpy_helper.to_array(graph.constants(made.model.graph)[node.input[2]])
+    assert bias.dtype == np.float32
+    assert bias.max() > 128 * 64 * 16 * 1.99
+    older = quantize(model, scales, base="fp32", kept={name: Kept("fp32", "") for name in reasons}).model
+    expected = run_onnx(older, x, exact=True)[0]
+    np.testing.assert_allclose(run_onnx(made.model, x, exact=True)[0], expected, atol=70)  # FP16 behind 262,208
+
+
 def test_both_forms_compute_the_same(net):
     model, scales = net
     x = pixels(200, seed=6)

@@ -102,6 +102,11 @@ GRAPHS = {
         constants=INTS
         | {"cube": np.int64([0, 1, 4, 6, 6]), "u": floats(1, 1, 3, 1, 1, seed=8), "bias": floats(1, seed=9)},
     ),
+    "Conv of a constant": net(
+        ("Conv", ["picture", "u"], "p", {}),
+        ("Add", ["c", "p"], "a", {}),
+        constants={"picture": floats(1, 4, 6, 6, seed=4), "u": floats(4, 4, 1, 1, seed=8)},
+    ),
     "a batch of products": net(("MatMul", ["c", "k"], "a", {}), constants={"k": floats(4, 6, 6, seed=4)}),
 }
 

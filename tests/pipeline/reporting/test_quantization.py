@@ -28,9 +28,9 @@ def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: 
     assert list(tried(artifacts).items()) == [
         ("channels not equalized", ("", "25.5")),
         ("channels equalized", ("used", "28.0")),
-        ("scales by minmax, with the eighth bit", ("", "28.5")),
-        ("scales by lp_3, with the eighth bit", ("used", "32.0")),
-        ("scales by lp_3, without it", ("", "30.5")),
+        ("scales by minmax, shifted", ("", "28.5")),
+        ("scales by lp_3, shifted", ("used", "32.0")),
+        ("scales by lp_3, not shifted", ("", "30.5")),
         ("second-order rounding of weights, by 54 images", ("used", "34.2")),
         ("corrected biases", ("", "33.2")),
         ("FP16, weights rounded to nearest", ("", "58.0")),
@@ -39,15 +39,15 @@ def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: 
 
 
 def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
-    changed = distances(28.5, 0.94, 0.0556, median_db=31.04, low_db=19.06, worst_db=-2.75)
+    changed = distances(28.5, 0.94, 0.0556, median_db=31.04, tail_db=19.06, worst_db=-2.75)
     artifacts.calibration["methods"] = {**artifacts.calibration_report.methods, "minmax": changed}
     assert artifacts.write().page().rows("Quantization")[2] == {
         "chosen": "",
-        "what was tried": "scales by minmax, with the eighth bit",
+        "what was tried": "scales by minmax, shifted",
         "SQNR, dB": "28.5",
-        "median image, dB": "31.0",
-        "5th percentile, dB": "19.1",
-        "worst image, dB": "-2.8",
+        "median, dB": "31.0",
+        "worst 5 %, dB": "19.1",
+        "worst, dB": "-2.8",
         "agreement": "94.00%",
         "accuracy drop": "5.56%",
     }
@@ -56,7 +56,7 @@ def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
 def test_each_step_says_what_it_gained(artifacts: Artifacts) -> None:
     assert bars(artifacts) == [
         ("equalization", "28.0 dB", "+2.5 dB, worst image 18.0 dB"),
-        ("scales by lp_3, the eighth bit of 2 of 6 tensors", "32.0 dB", "+1.5 dB, worst image 22.0 dB"),
+        ("scales by lp_3, 2 of 6 tensors shifted", "32.0 dB", "+1.5 dB, worst image 22.0 dB"),
         ("second-order rounding of weights, by 54 images", "34.2 dB", "+2.2 dB, worst image 24.2 dB"),
         ("corrected biases", "33.2 dB", "-1.0 dB, worst image 23.2 dB, not used"),
     ]
@@ -64,6 +64,13 @@ def test_each_step_says_what_it_gained(artifacts: Artifacts) -> None:
     assert [bar.kind for bar in chart] == ["int8", "int8", "int8", "keras"]
     longest = max(bar.end or 0.0 for bar in chart)
     assert chart[1].mark == pytest.approx(longest * 30.5 / 34.25, abs=0.1), "the mark is the graph without the step"
+
+
+def test_a_loss_that_rounds_to_nothing_has_no_minus(artifacts: Artifacts) -> None:
+    correction = artifacts.calibration_report.bias_correction
+    assert correction is not None
+    artifacts.calibration["bias_correction"] = replace(correction, before=distances(33.2), after=distances(33.16))
+    assert bars(artifacts)[-1] == ("corrected biases", "33.2 dB", "+0.0 dB, worst image 23.2 dB, not used")
 
 
 def test_layers_in_float_are_the_last_step(artifacts: Artifacts) -> None:
@@ -80,11 +87,11 @@ def test_a_shift_that_did_not_help_is_told_and_not_used(artifacts: Artifacts) ->
     before = artifacts.calibration_report.shift
     artifacts.calibration["shift"] = replace(before, used=False, shifted=(), after=distances(29.0))
     rows = tried(artifacts)
-    assert rows["scales with the eighth bit"] == ("", "29.0")
+    assert rows["scales, shifted"] == ("", "29.0")
     assert rows["scales by lp_3"] == ("used", "32.0")
     assert bars(artifacts)[1:3] == [
         ("scales by lp_3", "32.0 dB", "worst image 22.0 dB"),
-        ("the eighth bit", "29.0 dB", "-1.5 dB, worst image 19.0 dB, not used"),
+        ("shifted", "29.0 dB", "-1.5 dB, worst image 19.0 dB, not used"),
     ]
     assert "It was tried and not used" in artifacts.page().section("Quantization").text
 
@@ -94,7 +101,7 @@ def test_a_shift_that_did_not_help_is_told_and_not_used(artifacts: Artifacts) ->
     [
         (
             ShiftReport(True, ("a",), {}, 1, None, distances(32.0)),  # quantize.shift=always
-            ("scales by lp_3, the eighth bit of 1 of 1 tensor", "32.0 dB", "worst image 22.0 dB"),
+            ("scales by lp_3, 1 of 1 tensor shifted", "32.0 dB", "worst image 22.0 dB"),
             "1 of 1 quantized tensor is shifted.",
         ),
         (
@@ -116,7 +123,7 @@ def test_a_shift_that_was_not_compared_gained_nothing(
 
 def test_what_a_recipe_turns_off_has_no_step(artifacts: Artifacts) -> None:
     artifacts.calibration = {"rounding": None, "bias_correction": None, "equalization": None}
-    assert [label for label, *_ in bars(artifacts)] == ["scales by lp_3, the eighth bit of 2 of 6 tensors"]
+    assert [label for label, *_ in bars(artifacts)] == ["scales by lp_3, 2 of 6 tensors shifted"]
 
 
 def test_tensors_without_the_eighth_bit_are_grouped_by_the_reason(artifacts: Artifacts) -> None:
@@ -154,7 +161,7 @@ def test_the_type_of_the_trunk_is_named(artifacts: Artifacts, trunk: str) -> Non
 
 
 def test_a_graph_without_a_number_has_no_bar_and_no_gain(artifacts: Artifacts) -> None:
-    none = replace(distances(1.0), sqnr_db=None, median_db=None, low_db=None, worst_db=None)
+    none = replace(distances(1.0), sqnr_db=None, median_db=None, tail_db=None, worst_db=None)
     second = artifacts.calibration_report.rounding
     assert second is not None
     artifacts.calibration["rounding"] = replace(second, after=none)

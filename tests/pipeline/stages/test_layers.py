@@ -118,5 +118,8 @@ def test_keras_is_needed(chain: Chain, tmp_path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_tensors_hold_is_written_and_recorded(made_chain: Chain) -> None:
     changes = read_changes(made_chain.root / TENSORS)
-    assert changes["head_pool/Squeeze:0"].offsets.item() > 0
+    # Held-out images choose whether the eighth bit helps; channels are equalized, or biases corrected, either way.
+    shifted = json.loads((made_chain.root / "quantize" / "calibration.json").read_text())["shift"]["shifted"]
+    assert changes
+    assert all(changes[name].offsets.max() > 0 for name in shifted)
     assert TENSORS.partition("/")[2] in read_manifest(made_chain.root / "quantize").outputs

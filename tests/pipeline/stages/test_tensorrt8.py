@@ -149,8 +149,9 @@ def test_an_engine_whose_file_is_gone_is_stale_and_compared_with_no_other(tmp_pa
     assert "is stale: it was built from another file than" in engine.why_not
 
 
-@pytest.mark.parametrize(("asked", "width"), [("false", 2 + 2), ("true", 2 + 2 + 2 + 4)])
+@pytest.mark.parametrize(("asked", "width"), [("false", 2 + 1), ("true", 2 + 1 + 2 + 4)])
 def test_the_key_decides_and_counts(tmp_path: Path, asked: str, width: int) -> None:
+    """The INT8 file has codes of one byte; that for TensorRT 8.6 has FP32 values."""
     plain = context(tmp_path, older=False)
     made = context(tmp_path, f"quantize.tensorrt8={asked}", older=False)
     assert plain.recipe.quantize.tensorrt8 is False
