@@ -250,7 +250,7 @@ class _Int8Search:
             self.base.model,
             self.scales,
             batches,
-            images=self._options.rounding_images,
+            images=min(self._options.rounding_images, self.base.images),  # memory is for as many as there are
             kind=self._options.trunk,
             kept=self.kept,
             track=lambda names: self._track(names, "second-order rounding", "layer"),

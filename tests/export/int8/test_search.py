@@ -205,6 +205,12 @@ def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pyt
     assert max(weight.most_steps for weight in nearest.rounding.weights) <= 0.5 + 1e-6
 
 
+def test_memory_of_rounding_is_for_the_images_that_there_are() -> None:
+    """A number of images far above theirs takes no memory: a place of each would be held."""
+    found, all_of_them = (run(method="minmax", rounding_images=images) for images in (10**12, 40))
+    assert found.rounding == all_of_them.rounding
+
+
 def test_the_record_of_rounding_is_that_of_the_codes_in_the_file() -> None:
     result = run(method="minmax")
     assert result.report.rounding is not None
