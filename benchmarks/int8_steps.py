@@ -4,7 +4,7 @@ Every choice within a step is the search's own, on held-out calibration images; 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,11 @@ from typing import Literal
 
 import onnx
 
+from export.calibration import collect_statistics
+from export.fp16.convert import unfit_for_fp16
+from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions
+from export.int8.placement import measured_tensors
 from export.int8.report import CalibrationReport, Distances
 from export.int8.scales import METHODS
 from export.int8.search import Batches, SearchResult, search
@@ -80,7 +84,7 @@ class Made:
         name: of its row.
         path: of the file.
         chosen: what the search chose.
-        seconds: of the search, which makes an FP16 file too.
+        seconds: of the search, without that for the FP16 file.
         peak_memory_mib: peak memory of the process during the search; None where the system does not report it.
         complete: whether all steps were turned on.
     """
@@ -117,8 +121,8 @@ def make_steps(
         folder: for the files.
         mixed: whether the file as shipped keeps layers in float, so that it has a row of its own with another trunk.
     """
-    inputs = model, batches, held_out
     plain = replace(options, sensitivity="never", method="auto", shift="never", rounding="nearest", effort="full")
+    inputs = model, batches, held_out, _fp16(model, batches, held_out, plain)
     norms, made = _search("+ norms", *inputs, plain, folder)
     usual = method_before(norms.report.methods)
     for name, on in TURNED_ON.items():
@@ -153,14 +157,29 @@ def method_before(methods: Mapping[str, Distances]) -> str:
     return max(close, key=lambda name: (known[name].top1_agreement, noise[name]))
 
 
+def _fp16(model: onnx.ModelProto, batches: Batches, held_out: HeldOut, options: SearchOptions) -> Fp16Result:
+    """Return the FP16 graph, which is the same in all rows, so that it is searched once."""
+    statistics = collect_statistics(model, batches("ranges"), measured_tensors(model))[1]
+    unfit = unfit_for_fp16(model, {name: channels.limit for name, channels in statistics.items()})
+    return search_fp16(model, statistics, unfit, held_out, options, _track)
+
+
+def _track(names: Sequence[str], words: str, unit: str) -> Iterable[str]:
+    return progress_bar(names, desc=f"  {words}", unit=unit)
+
+
 def _search(
-    name: str, model: onnx.ModelProto, batches: Batches, held_out: HeldOut, options: SearchOptions, folder: Path
+    name: str,
+    model: onnx.ModelProto,
+    batches: Batches,
+    held_out: HeldOut,
+    fp16: Fp16Result,
+    options: SearchOptions,
+    folder: Path,
 ) -> tuple[SearchResult, Made]:
     forget_peak()
     start = time.perf_counter()
-    result = search(
-        model, batches, held_out, options, lambda names, words, unit: progress_bar(names, desc=f"  {words}", unit=unit)
-    )
+    result = search(model, batches, held_out, options, _track, fp16)
     seconds = round(time.perf_counter() - start, 1)
     path = folder / f"{name.replace(' ', '-').replace('+-', '')}.onnx"
     save_model(result.int8, path)

@@ -16,7 +16,7 @@ from export.calibration import collect_statistics
 from export.fp16.convert import unfit_for_fp16
 from export.int8.bias_correction import BiasError
 from export.int8.calibrated import Calibrated, calibrate
-from export.int8.choice import best, helps
+from export.int8.choice import best_scales, helps
 from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table
@@ -84,7 +84,12 @@ class SearchResult:
 
 
 def search(
-    model: onnx.ModelProto, batches: Batches, held_out: HeldOut, options: SearchOptions, track: Track
+    model: onnx.ModelProto,
+    batches: Batches,
+    held_out: HeldOut,
+    options: SearchOptions,
+    track: Track,
+    fp16: Fp16Result | None = None,
 ) -> SearchResult:
     """Return the best FP16 and INT8 graphs of a model.
 
@@ -94,6 +99,7 @@ def search(
         held_out: Other images, on which graphs are compared.
         options: Budgets and limits.
         track: Shows the progress.
+        fp16: The FP16 graph of an earlier search, which is not searched again. Defaults to None.
 
     Raises:
         ProjectError: If weights, activations or images do not allow any scales.
@@ -103,7 +109,7 @@ def search(
     if unfit:
         named = listed((f"{node}: {why}" for node, why in unfit.items()), separator="; ")
         logger.warning("  %s FP32: %s", count(len(unfit), "layer stays", "layers stay"), named)
-    fp16 = search_fp16(model, statistics, unfit, held_out, options, track)
+    fp16 = fp16 or search_fp16(model, statistics, unfit, held_out, options, track)
     candidates = [
         calibrate(model, statistics, batches(description), images, equalized=equalized)
         for equalized, description in _bases(options)
@@ -241,7 +247,7 @@ class _Int8Search:
         for method in self._track([name for name in methods if name not in known], description, "method"):
             results[method] = self._judge_scales(method, shifted)[1]
         results = {method: results[method] for method in methods}
-        return best(results, self._options.int8), results
+        return best_scales(results, self._options.int8), results
 
     def round_weights(self, batches: Batches) -> SecondOrder:
         """Round the weights by second order, and undo it if the logits do not come closer."""

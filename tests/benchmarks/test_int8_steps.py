@@ -25,9 +25,11 @@ ASKED: list[SearchOptions] = []  # of each search, in order
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Made]]:
-    def noted(model: Any, batches: Any, held_out: Any, options: SearchOptions, track: Any) -> SearchResult:
-        ASKED.append(options)
-        return search(model, batches, held_out, options, track)
+    def noted(*given: Any) -> SearchResult:
+        result = search(*given)
+        ASKED.append(given[3])
+        assert result.fp16 is given[5], "searched once for all rows"
+        return result
 
     model = residual_classifier()
     random = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from export.int8.choice import TIE_DB, WORST_DB, best, helps
+from export.int8.choice import TIE_DB, WORST_DB, best_scales, helps
 from export.int8.sensitivity import Budget
 from export.int8.simulate import Judged
 from export.metrics.per_image import sqnr_by_image
@@ -14,11 +14,12 @@ from export.metrics.per_image import sqnr_by_image
 EVERY = Judged.of(np.eye(4), np.eye(4) + 0.01, np.arange(4))
 
 
-def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float = 25.0) -> Judged:
+def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float = 25.0, worst: float = 15.0) -> Judged:
     interval = (max(0.0, agreement - 0.02), min(1.0, agreement + 0.02))
     return replace(
         EVERY,
         median_db=median,
+        worst_db=worst,
         tail_db=low,
         top1_agreement=agreement,
         agreement_interval=interval,
@@ -52,26 +53,47 @@ def judged(median: float, low: float = 20.0, agreement: float = 1.0, sqnr: float
         "not finite",
     ],
 )
-def test_the_usual_image_decides_then_the_worst_ones_then_agreement(better: Judged, other: Judged) -> None:
-    assert best({"other": other, "better": better}, Budget()) == "better"
-    assert best({"better": better, "other": other}, Budget()) == "better"
+def test_a_step_is_judged_by_the_usual_image_then_the_worst_ones_then_agreement(better: Judged, other: Judged) -> None:
     assert helps(other, better, Budget())
     assert not helps(better, other, Budget())
 
 
+@pytest.mark.parametrize(
+    ("better", "other"),
+    [
+        (judged(28.0, worst=20.0), judged(30.0, worst=16.9)),
+        (judged(30.0, worst=16.0, low=10.0, agreement=0.9), judged(28.0, worst=16.9, low=20.0)),
+        (judged(30.0, low=20.0), judged(30.9, low=19.4)),
+        (judged(30.0, agreement=1.0), judged(30.9, agreement=0.99, sqnr=30.0)),
+        (judged(30.0, sqnr=25.1), judged(30.9, sqnr=25.0)),
+        (judged(math.inf, worst=20.0), judged(40.0, worst=39.0)),
+        (judged(20.0, worst=-10.0), judged(math.inf, worst=-math.inf)),
+    ],
+    ids=["worst image", "median image", "worst ones", "agreement", "all logits", "equal logits", "not finite"],
+)
+def test_scales_are_judged_by_the_usual_image_and_the_worst_one(better: Judged, other: Judged) -> None:
+    assert best_scales({"other": other, "better": better}, Budget()) == "better"
+    assert best_scales({"better": better, "other": other}, Budget()) == "better"
+
+
 def test_of_equal_graphs_the_one_before_stays() -> None:
     assert not helps(judged(30.0), judged(30.0), Budget())
+    assert best_scales({"first": judged(30.0), "second": judged(30.0)}, Budget()) == "first"
 
 
 def test_what_meets_the_budget_is_better_than_what_misses_it() -> None:
-    assert best({"close": judged(40.0, sqnr=19.0), "meets": judged(30.0, sqnr=21.0)}, Budget(sqnr_db=20.0)) == "meets"
-    assert best({"close": judged(40.0, sqnr=19.0)}, Budget(sqnr_db=20.0)) == "close"
+    close, meets, budget = judged(40.0, sqnr=19.0), judged(30.0, sqnr=21.0), Budget(sqnr_db=20.0)
+    assert best_scales({"close": close, "meets": meets}, budget) == "meets"
+    assert best_scales({"close": close}, budget) == "close"
+    assert helps(close, meets, budget)
+    assert not helps(meets, close, budget)
 
 
 def test_a_near_tie_on_an_image_does_not_miss_the_budget() -> None:
-    results = {"tie": judged(40.0, agreement=0.98), "meets": judged(30.0, agreement=1.0)}
-    assert best(results, Budget(top1_agreement=0.99)) == "tie"
-    assert best({**results, "tie": judged(40.0, agreement=0.9)}, Budget(top1_agreement=0.99)) == "meets"
+    tie, meets, budget = judged(40.0, agreement=0.98), judged(30.0, agreement=1.0), Budget(top1_agreement=0.99)
+    assert best_scales({"tie": tie, "meets": meets}, budget) == "tie"
+    assert helps(meets, tie, budget)
+    assert best_scales({"tie": judged(40.0, agreement=0.9), "meets": meets}, budget) == "meets"
 
 
 def test_the_spread_is_that_of_the_images() -> None:

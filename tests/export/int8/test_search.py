@@ -302,7 +302,7 @@ def test_fp16_misses_by_a_margin_what_it_barely_reaches() -> None:
 
 
 def test_the_scales_are_those_of_the_method_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "best", lambda results, budget: "minmax")
+    monkeypatch.setattr(room, "best_scales", lambda results, budget: "minmax")
     result = run(bias_correction=False, rounding="nearest")
     assert (result.scales.method, result.report.method) == ("minmax", "minmax")
     assert result.report.all_int8 == result.report.methods["minmax"]
