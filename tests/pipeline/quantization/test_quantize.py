@@ -80,7 +80,7 @@ def test_the_default_tries_every_method(finished_chain: Chain) -> None:
     assert report["bias_correction"].keys() == {"used", "before", "after"}
     assert report["fp16"]["rounding"]["chosen"] in ("nearest", "mean")
     assert report["fp16"]["kept_fp32"] == {}
-    assert (report["equalized_activations"] > 0) is report["equalization"]["used"], "it is undone where it does not help"
+    assert (report["equalized_activations"] > 0) is report["equalization"]["used"], "or it is undone"
     # Which way it goes depends on the last bit of the training, so on the processor.
     whole = report["all_int8"]
     met = whole["sqnr_db"] >= 20 and whole["top1_agreement"] >= 0.99
