@@ -190,6 +190,28 @@ def test_fp16_may_keep_more_layers_where_all_that_may_are_kept(artifacts: Artifa
     assert "1 layer is in FP32 already" in words
 
 
+def test_what_the_recipe_turned_off_is_tried_before_layers_stay_in_float(artifacts: Artifacts) -> None:
+    fails(artifacts, 2)
+    artifacts.sensitivity, artifacts.calibration = CHEAP, dict(NOT_MET)
+    artifacts.overrides = ["quantize.shift=never", "quantize.effort=fast", "quantize.sensitivity=never"]
+    words, command = step(artifacts)
+    assert "Let the quantize stage try all that brings INT8 closer: quantize.effort=full, quantize.shift=auto" in words
+    assert command[-4:] == ["--set", "quantize.effort=full", "--set", "quantize.shift=auto"]
+    artifacts.overrides = ["quantize.shift=auto", "quantize.effort=full", "quantize.sensitivity=never"]
+    assert step(artifacts)[1][-2:] == ["--set", "quantize.sensitivity=auto"], "no advice twice"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_turned_off_for_int8_is_no_advice_for_fp16_nor_where_the_budget_was_met(
+    artifacts: Artifacts, number: int
+) -> None:
+    fails(artifacts, number)
+    artifacts.sensitivity, artifacts.overrides = CHEAP, ["quantize.effort=fast"]
+    if number == 1:
+        fp16_report(artifacts, kept=tuple(f"n{layer}" for layer in range(15)))
+    assert "quantize.effort=full" not in step(artifacts)[1]
+
+
 def test_layers_that_were_never_measured_are_measured_first(artifacts: Artifacts) -> None:
     fails(artifacts, 2)
     artifacts.calibration, artifacts.overrides = NOT_MET, ["quantize.sensitivity=never"]

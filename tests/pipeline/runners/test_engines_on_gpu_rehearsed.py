@@ -55,10 +55,17 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
 
     def load(
-        _trt: Any, plan: Any, _driver: Any, _logger: Any, asked: Any, _options: Any, image: Sequence[int]
+        _trt: Any,
+        plan: Any,
+        _driver: Any,
+        _logger: Any,
+        asked: Any,
+        activations: Any,
+        _options: Any,
+        image: Sequence[int],
     ) -> tuple[EngineLayers, None]:
         loaded = gpu.trt.module.Runtime(gpu.trt.logger()).deserialize_cuda_engine(plan)
-        return inspect_engine(gpu.trt, loaded, asked, (INPUT, image)), None
+        return inspect_engine(gpu.trt, loaded, asked, (INPUT, image), activations), None
 
     status = DriverStatus(True, "", "580.95.05", "13.1", (Device("Fake GPU", "8.9", 1 << 30),))
     with pytest.MonkeyPatch.context() as patches:
