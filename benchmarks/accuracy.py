@@ -33,6 +33,7 @@ from export.errors import ProjectError
 from export.files import replacing_file
 from export.fp16.convert import has_half
 from export.int8.calibrated import calibrate
+from export.int8.equalization import STRENGTHS
 from export.int8.fp16_search import emulate_half
 from export.int8.placement import measured_tensors
 from export.int8.qdq import quantize
@@ -278,12 +279,11 @@ def _by_method(
     timed("plain forward pass", lambda: _forward(source, batches))
     seen, statistics = timed("first pass: ranges", lambda: collect_statistics(model, batches, measured_tensors(model)))
     files: list[tuple[str, Path]] = []
-    for title, equalized in (("", True), (", not equalized", False)):
-        base = timed(
-            f"second pass: histograms{title}",
-            partial(calibrate, model, statistics, batches, seen, equalized=equalized),
-        )
-        for method in METHODS if equalized else _NOT_EQUALIZED:
+    strengths = (STRENGTHS[0], None)
+    bases = timed("second pass: histograms", partial(calibrate, model, statistics, batches, seen, strengths))
+    for base in bases:
+        title = "" if base.strength else ", not equalized"
+        for method in METHODS if base.strength else _NOT_EQUALIZED:
             files.append((f"INT8 throughout, {method}{title}", folder / f"method-{len(files)}.onnx"))
             save_model(quantize(base.model, base.scales(method)).model, files[-1][1])
     return files, seconds

@@ -21,6 +21,7 @@ from benchmarks.telemetry import commit, machine
 from export.calibration import collect_statistics
 from export.errors import ProjectError
 from export.int8.calibrated import Calibrated, calibrate
+from export.int8.equalization import STRENGTHS
 from export.int8.placement import measured_tensors, quantized_edges
 from export.int8.qdq import insert_lowered_pair, insert_pair, quantize
 from export.int8.regions import allowed, find_regions
@@ -239,7 +240,7 @@ def _noise(args: argparse.Namespace) -> dict[str, object]:
     pixels, labels = (array[: args.images] for array in images.held_out())
     held_out = HeldOut.of(model, pixels, labels, settings.batch_size)
     seen, statistics = collect_statistics(model, batches, measured_tensors(model))
-    base = calibrate(model, statistics, batches, seen, equalized=settings.equalize)
+    base = calibrate(model, statistics, batches, seen, [STRENGTHS[0] if settings.equalize else None])[0]
     report = NoiseReport(
         recipe=context.recipe.name,
         machine=machine(),

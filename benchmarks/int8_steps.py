@@ -51,7 +51,7 @@ class Chosen:
         shifted: number of tensors that are shifted.
         second_order: whether second-order rounding of the weights is used.
         bias_correction: whether corrected biases are used.
-        equalized: whether ranges are equalized.
+        strength: of the equalization; None if ranges are not equalized.
         trunk: precision of the trunk.
     """
 
@@ -59,7 +59,7 @@ class Chosen:
     shifted: int
     second_order: bool
     bias_correction: bool
-    equalized: bool
+    strength: float | None
     trunk: str
 
     @classmethod
@@ -71,7 +71,7 @@ class Chosen:
             len(report.shift.shifted),
             second is not None and second.used,
             correction is not None and correction.used,
-            report.equalized_activations > 0 and (equalization is None or equalization.used),
+            float(equalization.strength) if equalization is not None and equalization.used else None,
             report.trunk,
         )
 

@@ -6,7 +6,7 @@ it; then a histogram of each tensor that will be quantized. Memory is bounded by
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -64,6 +64,19 @@ class Histogram:
         return self.limit / len(self.counts)
 
 
+@dataclass(frozen=True)
+class Ranges:
+    """The ranges of some activations, or of what equalization makes of them.
+
+    Args:
+        limits: Tensor name -> its largest absolute value.
+        divisors: Tensor name -> (C,), above 0; what its channels are divided by before. Others stay as they are.
+    """
+
+    limits: Mapping[str, float]
+    divisors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 def collect_statistics(
     model: onnx.ModelProto, batches: Iterable[np.ndarray], tensors: Sequence[str]
 ) -> tuple[int, dict[str, ChannelStatistics]]:
@@ -117,37 +130,49 @@ def collect_statistics(
 
 
 def collect_histograms(
-    model: onnx.ModelProto, batches: Iterable[np.ndarray], limits: Mapping[str, float]
-) -> dict[str, Histogram]:
-    """Return histograms of the absolute values of some tensors: the second pass.
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], ranges: Sequence[Ranges]
+) -> list[dict[str, Histogram]]:
+    """Return histograms of the absolute values of some tensors for each of some ranges: the second pass.
 
     Counts are integers, so for given activations they do not depend on the size and order of the batches.
 
     Args:
-        model: The FP32 model.
+        model: The FP32 model, which runs once for all ranges.
         batches: uint8 (N, height, width, 3) RGB.
-        limits: Tensor name -> its largest absolute value, from the first pass.
+        ranges: From the first pass; all have the same tensors.
 
     Raises:
         ProjectError: As `collect_statistics`.
     """
-    counts = {name: np.zeros(BINS, dtype=np.int64) for name in limits}
-    for _, activations in run_batches(_with_outputs(model, list(limits)), batches, list(limits)):
+    names = list(ranges[0].limits)
+    counts = [{name: np.zeros(BINS, dtype=np.int64) for name in names} for _ in ranges]
+    for _, activations in run_batches(_with_outputs(model, names), batches, names):
         for name, value in activations.items():
-            counts[name] += count_bins(value, limits[name])
-    return {name: Histogram(counts[name], limits[name]) for name in limits}
+            for one, found in zip(ranges, counts):
+                found[name] += count_bins(value, one.limits[name], one.divisors.get(name))
+    return [{name: Histogram(found[name], one.limits[name]) for name in names} for one, found in zip(ranges, counts)]
 
 
-def count_bins(value: np.ndarray, limit: float) -> np.ndarray:
-    """Return how many absolute values of a float32 array fall into each of `BINS` bins up to `limit`, int64."""
-    factor = np.float32(min(BINS / limit, float(np.finfo(np.float32).max)) if limit > 0 else 0.0)
+def count_bins(value: np.ndarray, limit: float, divisors: np.ndarray | None = None) -> np.ndarray:
+    """Return how many absolute values fall into each of `BINS` bins up to a limit, int64.
+
+    Args:
+        value: float32; (N, C) or (N, C, ...) with divisors, else of any shape.
+        limit: Upper end of the last bin, which also counts the values above.
+        divisors: (C,), above 0; what each channel is divided by before. Defaults to None: nothing.
+    """
+    units = limit * (np.ones(1) if divisors is None else divisors)
+    with np.errstate(divide="ignore", over="ignore"):
+        factors = np.where(units > 0, np.minimum(BINS / units, np.finfo(np.float32).max), 0.0).astype(np.float32)
+    rows = value.reshape(-1, 1) if divisors is None else value.reshape(len(value) * len(divisors), -1)
+    of_rows = np.broadcast_to(factors, len(rows)) if divisors is None else np.tile(factors, len(value))
     counts = np.zeros(BINS, dtype=np.int64)
-    flat = value.reshape(-1)
-    for start in range(0, len(flat), _CHUNK):
-        scaled = np.abs(flat[start : start + _CHUNK])
-        scaled *= factor
+    step = max(1, _CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        scaled = np.abs(rows[start : start + step])
+        scaled *= of_rows[start : start + step, None]
         np.minimum(scaled, np.float32(BINS - 1), out=scaled)
-        counts += np.bincount(scaled.astype(np.intp), minlength=BINS)
+        counts += np.bincount(scaled.reshape(-1).astype(np.intp), minlength=BINS)
     return counts
 
 

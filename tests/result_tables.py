@@ -176,9 +176,13 @@ def trunk(record: Mapping[str, Any]) -> list[str]:
 def search(record: Mapping[str, Any]) -> list[str]:
     """What the search for the file as shipped saw on held-out images, step by step."""
     found = record["calibration"]
-    shift = found["shift"]
+    equalization, shift = found["equalization"], found["shift"]
+    strength = equalization and equalization["strength"]
     tried = [
-        ("equalization", found["equalization"]),
+        (
+            f"equalization, strength {strength}",
+            equalization and equalization | {"after": equalization["strengths"][strength]},
+        ),
         (
             f"the eighth bit, {len(shift['shifted'])} of {shift['quantized']} tensors",
             shift | {"before": shift["plain"]},

@@ -18,7 +18,7 @@ from export.calibration import BINS, Histogram
 from export.files import ROOT
 from export.int8.choice import TIE_DB, WORST_DB
 from export.int8.conv_inputs import POSITIONS
-from export.int8.equalization import STRENGTH
+from export.int8.equalization import STRENGTHS
 from export.int8.scales import INT8_MAX, METHODS, MINIMUM_SCALE, SHIFT_STEPS, clipping_point
 from export.int8.search import QUICK
 from export.int8.second_order import BLOCK, DAMPING, SAMPLES_BYTES
@@ -126,12 +126,13 @@ def test_numbers_are_those_of_the_code() -> None:
         f"**Blocks** of {BLOCK} weights",
         f"{images} images with {POSITIONS} places are {images * POSITIONS:,} samples",
         f"Beyond {SAMPLES_BYTES // 2**20} MiB of codes",
+        f"tries {STRENGTHS[0]} and {STRENGTHS[1]}, and the model as it is",
         f"within {TIE_DB} dB graphs are equal",
         f"is more than {WORST_DB:.0f} dB below the best one's",
         f"costs more than {100 * (MOST_SLOWER - 1):.0f} %",
     ):
         assert told in SENTENCES, told
-    assert (MINIMUM_SCALE, STRENGTH, len(QUICK)) == (2.0**-14, 1 / 2, 4)
+    assert (MINIMUM_SCALE, len(STRENGTHS), len(QUICK)) == (2.0**-14, 2, 4)
     named = re.findall(r"^\| (`(?:minmax|percentile|entropy|mse|lp).*?) \|", PAGE, re.MULTILINE)
     listed = [name.replace("`_", "`percentile_") for row in named for name in re.findall(r"`[\w.]+`", row)]
     assert [name.strip("`") for name in listed] == list(METHODS)

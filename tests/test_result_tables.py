@@ -63,7 +63,7 @@ def row(
 
 
 def made(name: str) -> Made:
-    return Made(f"INT8, {name}", Path("x.onnx"), Chosen("lp_3", 33, True, True, True, "fp32"), 151.6, 2560)
+    return Made(f"INT8, {name}", Path("x.onnx"), Chosen("lp_3", 33, True, True, 0.7, "fp32"), 151.6, 2560)
 
 
 def distances(median: float) -> Distances:
@@ -90,7 +90,7 @@ def results(tmp_path: Path) -> Path:
         kept=("conv1/Conv",),
         budget_met=True,
         shift=ShiftReport(True, ("a", "b"), {}, 54, plain=step[0], after=step[1]),
-        equalization=Equalization(True, *step),
+        equalization=Equalization(True, step[0], {"0.5": step[1]}, "0.5"),
         rounding=SecondOrder(True, 192, *step, {}),
         bias_correction=BiasCorrection(False, *step),
     )

@@ -137,7 +137,7 @@ class Specimen:
         if "fp16" in precisions:
             self.save(ONNX["fp16"], to_half(model, keep=tuple(unfit)))
         if "int8" in precisions:
-            calibrated = calibrate(source, statistics, batches, images, equalized=False)
+            calibrated = calibrate(source, statistics, batches, images, [None])[0]
             scales = calibrated.scales(METHOD, tuple(find_regions(source).found))
             kept = {name: Kept("fp32", why) for name, why in unfit.items()}
             weights = replace(calibrated, model=model).nearest()

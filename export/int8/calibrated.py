@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from export.calibration import ChannelStatistics, Histogram, collect_histograms
+from export.calibration import ChannelStatistics, Histogram, Ranges, collect_histograms
 from export.int8.bias_correction import BiasError, bias_errors, collect_mean_maps, correct_biases
 from export.int8.equalization import Equalized, equalize
 from export.int8.placement import quantizable_tensors, quantized_edges
@@ -24,6 +24,7 @@ class Calibrated:
         model: float32; its weights will be rounded.
         histograms: Tensor name -> its histogram.
         images: Number of calibration images.
+        strength: Of the equalization; None if the model is as it was.
         equalized: Number of activations whose ranges equalization changed.
         factors: From `export.int8.equalization.Equalized`.
     """
@@ -31,6 +32,7 @@ class Calibrated:
     model: onnx.ModelProto
     histograms: Mapping[str, Histogram]
     images: int
+    strength: float | None
     equalized: int
     factors: Mapping[str, np.ndarray]
 
@@ -67,18 +69,27 @@ def calibrate(
     statistics: Mapping[str, ChannelStatistics],
     batches: Iterable[np.ndarray],
     images: int,
-    *,
-    equalized: bool,
-) -> Calibrated:
-    """Return the model, equalized or not, with the histograms for its scales.
+    strengths: Sequence[float | None],
+) -> list[Calibrated]:
+    """Return the model, equalized by each of some strengths, with the histograms for its scales.
+
+    The images run through the model once: an equalized activation is the original one, divided by its factors.
 
     Args:
         model: float32.
         statistics: From `export.calibration.collect_statistics`.
         batches: Calibration images, uint8 (N, height, width, 3) RGB.
         images: Number of images.
-        equalized: Whether the channels of an activation are scaled to similar ranges.
+        strengths: See `export.int8.equalization.equalize`; None leaves the model as it is.
     """
-    base = equalize(model, statistics) if equalized else Equalized(model, dict(statistics), 0, {})
-    limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
-    return Calibrated(base.model, collect_histograms(base.model, batches, limits), images, base.tensors, base.factors)
+    bases = [
+        Equalized(model, dict(statistics), 0, {}) if strength is None else equalize(model, statistics, strength)
+        for strength in strengths
+    ]
+    names = quantizable_tensors(model)
+    ranges = [Ranges({name: base.statistics[name].limit for name in names}, base.factors) for base in bases]
+    found = collect_histograms(model, batches, ranges)
+    return [
+        Calibrated(base.model, histograms, images, strength, base.tensors, base.factors)
+        for base, histograms, strength in zip(bases, found, strengths)
+    ]

@@ -5,7 +5,7 @@ channel, so dividing an output channel of the Conv that writes the activation co
 the same factor, so the function of the model does not change.
 
 Source: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019; the balance
-between activation and weight range: Xiao et al., SmoothQuant, ICML 2023, with their strength of 0.5.
+between activation and weight range: Xiao et al., SmoothQuant, ICML 2023, whose strength is 0.5.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,8 @@ from export.calibration import ChannelStatistics
 from export.onnx_passes.folding import LOWEST
 from export.onnx_passes.graph import Index, attribute, constants, copy_model, tensor_shapes
 
-STRENGTH = 0.5
+# What the search tries. The higher one favours activations: second-order rounding makes up for what the weights lose.
+STRENGTHS = (0.5, 0.7)
 _SMALLEST = 1e-3  # of the largest channel: a channel below it is nearly dead, and no factor helps
 # Operators with y(x · s) = y(x) · s for s > 0, through which the factors of a channel pass.
 _PASSING = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Squeeze", "Flatten")
@@ -43,7 +44,9 @@ class Equalized:
     factors: Mapping[str, np.ndarray]
 
 
-def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]) -> Equalized:
+def equalize(
+    model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics], strength: float = STRENGTHS[0]
+) -> Equalized:
     """Return the model with equalized channels.
 
     Activations connected by residual Adds and by operators that pass factors through share one set of factors. A group
@@ -52,6 +55,8 @@ def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
     Args:
         model: float32, BatchNorm folded, without Q/DQ.
         statistics: Those of the activations that will be quantized.
+        strength: 0 to 1: at 1 all channels of an activation get the same range, at 0 all inputs of a weight. Defaults
+            to 0.5.
     """
     result = copy_model(model)
     graph = result.graph
@@ -63,7 +68,7 @@ def equalize(model: onnx.ModelProto, statistics: Mapping[str, ChannelStatistics]
         activations = {name: before for name, before in statistics.items() if name in tensors}
         convs = [node for node in readers if node.op_type == "Conv"]
         if activations and convs:
-            factors = _factors(list(activations.values()), [weights[node.input[1]] for node in convs])
+            factors = _factors(list(activations.values()), [weights[node.input[1]] for node in convs], strength)
             for node in writers:
                 _scale(node, 1.0 / factors, weights, changed, output=True)
             for node in readers:
@@ -155,8 +160,8 @@ def _reads_channels(node: onnx.NodeProto, shapes: Mapping[str, tuple[int | str |
     )
 
 
-def _factors(activations: list[ChannelStatistics], kernels: list[np.ndarray]) -> np.ndarray:
-    """Return the divisor of each channel, (C,): the geometric mean of activation range over weight range.
+def _factors(activations: list[ChannelStatistics], kernels: list[np.ndarray], strength: float) -> np.ndarray:
+    """Return the divisor of each channel, (C,): the weighted geometric mean of activation range over weight range.
 
     They are normalized to keep the largest value of the first activation, so its headroom in FP16 does not change.
     """
@@ -166,8 +171,8 @@ def _factors(activations: list[ChannelStatistics], kernels: list[np.ndarray]) ->
         largest = np.abs(kernel.astype(np.float64)).reshape(*kernel.shape[:2], -1).max(axis=2)
         rows = largest.max(axis=1, keepdims=True)
         reach.append((largest / np.where(rows > 0, rows, 1.0)).max(axis=0))
-    strength = np.maximum(spread, _SMALLEST) ** STRENGTH
-    factors = strength / np.maximum(np.maximum.reduce(reach), _SMALLEST) ** (1.0 - STRENGTH)
+    widths = np.maximum(spread, _SMALLEST) ** strength
+    factors = widths / np.maximum(np.maximum.reduce(reach), _SMALLEST) ** (1.0 - strength)
     first = activations[0].largest
     return np.asarray(factors * ((first / factors).max() / first.max() if first.any() else 1.0))
 

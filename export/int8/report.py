@@ -96,14 +96,21 @@ class Equalization:
     """The effect of equalization on the scales of one method.
 
     Args:
-        used: Whether the equalized model is used.
+        used: Whether an equalized model is used.
         before: Without it.
-        after: With it.
+        strengths: Each strength -> with it.
+        strength: The best of them.
     """
 
     used: bool
     before: Distances
-    after: Distances
+    strengths: Mapping[str, Distances]
+    strength: str
+
+    @property
+    def after(self) -> Distances:
+        """Return the distances with the best strength."""
+        return self.strengths[self.strength]
 
 
 ShiftMode = Literal["auto", "always", "conv", "never"]

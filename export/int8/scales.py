@@ -174,12 +174,18 @@ def _least_error(histogram: Histogram, power: float, steps: int) -> float:
     used = np.flatnonzero(histogram.counts)
     centres, counts = (used + 0.5) * histogram.width, histogram.counts[used].astype(np.float64)
     points = np.arange(steps + 1, len(histogram.counts) + 1, _STEP) * histogram.width
-    errors = []
-    for point in points:
+    least, best = math.inf, histogram.limit
+    for point in points[::-1]:
         scale = point / steps
         rounded = np.minimum(np.rint(centres / scale), steps) * scale
-        errors.append(float(counts @ np.abs(centres - rounded) ** power))
-    return float(points[int(np.argmin(errors))])
+        errors = np.abs(centres - rounded) ** power
+        error = float(counts @ errors)
+        if error <= least:
+            least, best = error, float(point)
+        clipped = np.searchsorted(centres, point)
+        if counts[clipped:] @ errors[clipped:] > least:
+            break  # a smaller point clips more
+    return best
 
 
 def _least_divergence(histogram: Histogram, levels: int) -> float:

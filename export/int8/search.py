@@ -17,11 +17,12 @@ from export.fp16.convert import unfit_for_fp16
 from export.int8.bias_correction import BiasError
 from export.int8.calibrated import Calibrated, calibrate
 from export.int8.choice import best_scales, helps
+from export.int8.equalization import STRENGTHS
 from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table
 from export.int8.qdq import quantize
-from export.int8.regions import Regions, allowed, find_regions
+from export.int8.regions import allowed, find_regions
 from export.int8.report import (
     BiasCorrection,
     CalibrationReport,
@@ -110,13 +111,10 @@ def search(
         named = listed((f"{node}: {why}" for node, why in unfit.items()), separator="; ")
         logger.warning("  %s FP32: %s", count(len(unfit), "layer stays", "layers stay"), named)
     fp16 = fp16 or search_fp16(model, statistics, unfit, held_out, options, track)
-    candidates = [
-        calibrate(model, statistics, batches(description), images, equalized=equalized)
-        for equalized, description in _bases(options)
-    ]
+    candidates = calibrate(model, statistics, batches("histograms"), images, _strengths(options))
     run = _Int8Search(held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
     equalization = run.choose_base(candidates)
-    del candidates  # the model that is not used takes the memory of its weights
+    del candidates  # the models that are not used take the memory of their weights
     methods, shift = run.choose_scales()
     if dead := run.scales.smallest:
         subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
@@ -158,11 +156,11 @@ def search(
     )
 
 
-def _bases(options: SearchOptions) -> list[tuple[bool, str]]:
-    """Return whether each base to try is equalized, and how the pass over its images is called; the usual one first."""
+def _strengths(options: SearchOptions) -> Sequence[float | None]:
+    """Return the strengths of equalization to try, the model as it is last."""
     if not options.equalize:
-        return [(False, "histograms")]
-    return [(True, "histograms")] + ([(False, "histograms, not equalized")] if options.effort == "full" else [])
+        return (None,)
+    return (*STRENGTHS, None) if options.effort == "full" else STRENGTHS[:1]
 
 
 class _Int8Search:
@@ -172,6 +170,7 @@ class _Int8Search:
         self._held_out, self._options, self._track = held_out, options, track
         self._errors: list[BiasError] = []
         self._second: SecondOrderWeights | None = None
+        self._judged: dict[tuple[float | None, str, tuple[str, ...]], Judged] = {}
         self.kept = kept
         self.mixed = False  # whether a selection of layers that stay in float was made
         self.base: Calibrated
@@ -187,29 +186,38 @@ class _Int8Search:
         graph = quantize(self.model(kept), self.scales, weights=self.weights, base="fp32", kept=kept)
         return self._held_out.judge(graph.model)
 
-    def _use(self, base: Calibrated) -> Regions:
+    def _use(self, base: Calibrated) -> None:
         self.base, self.weights = base, base.nearest(self._options.trunk)
-        return find_regions(base.model)
 
-    def _judge_scales(self, method: str, shifted: Sequence[str]) -> tuple[Scales, Judged]:
+    def _judge_scales(self, method: str, shifted: Sequence[str]) -> Judged:
+        """Use scales with weights rounded to nearest, and compare them; the same ones are not compared again."""
         self.scales = self.base.scales(method, shifted, self._options.trunk)
-        return self.scales, self._judge(self.kept)
+        tried = self.base.strength, method, tuple(shifted)
+        if tried not in self._judged:
+            self._judged[tried] = self._judge(self.kept)
+        return self._judged[tried]
 
     def choose_base(self, candidates: Sequence[Calibrated]) -> Equalization | None:
-        """Set the base: equalized, if that helps; report on it if both were tried."""
-        results = []
-        for base in candidates:
-            regions = self._use(base)
-            if len(candidates) > 1 and base.histograms:
-                results.append(self._judge_scales(_FIRST, allowed(regions, self._options.shift))[1])
-        self._use(candidates[0])
-        if not results:
+        """Set the base: equalized by the best strength, if that helps; report on it if there is a choice.
+
+        Args:
+            candidates: The strengths in the order in which they are tried, then the model as it is; or only one.
+        """
+        best, *others = candidates
+        self._use(best)
+        if not others or not best.histograms:
             return None
-        after, before = results
-        used = helps(before, after, self._options.int8)
-        if not used:
-            self._use(candidates[1])
-        return Equalization(used, Distances.of(before), Distances.of(after))
+        tried: dict[float | None, Judged] = {}
+        for base in candidates:
+            self._use(base)
+            tried[base.strength] = self._judge_scales(_FIRST, allowed(find_regions(base.model), self._options.shift))
+            if base.strength is not None and helps(tried[best.strength], tried[base.strength], self._options.int8):
+                best = base
+        before, plain = tried.pop(None), candidates[-1]
+        used = helps(before, tried[best.strength], self._options.int8)
+        self._use(best if used else plain)
+        strengths = {str(strength): Distances.of(judged) for strength, judged in tried.items()}
+        return Equalization(used, Distances.of(before), strengths, str(best.strength))
 
     def choose_scales(self) -> tuple[dict[str, Judged], ShiftReport]:
         """Set the scales of the best method, shifted if that helps; return the comparison of each method."""
@@ -219,14 +227,14 @@ class _Int8Search:
         methods: Sequence[str] = (self._options.method,)
         if self._options.method == "auto":
             methods = QUICK if self._options.effort == "fast" else METHODS
-        chosen, results = self._choose_method(methods, shifted, {})
+        chosen, results = self._choose_method(methods, shifted, "methods")
         plain: Judged | None = None
         after = results[chosen] if shifted else None
         if shifted and mode != "always":
-            plain = self._judge_scales(chosen, ())[1]
+            plain = self._judge_scales(chosen, ())
             if not helps(plain, results[chosen], self._options.int8):
                 shifted = ()
-                chosen, results = self._choose_method(methods, (), {chosen: plain})
+                chosen, results = self._choose_method(methods, (), "methods without shift")
         self.scales, self.result = self.base.scales(chosen, shifted, self._options.trunk), results[chosen]
         report = ShiftReport(
             bool(shifted),
@@ -239,14 +247,12 @@ class _Int8Search:
         return results, report
 
     def _choose_method(
-        self, methods: Sequence[str], shifted: Sequence[str], known: Mapping[str, Judged]
+        self, methods: Sequence[str], shifted: Sequence[str], description: str
     ) -> tuple[str, dict[str, Judged]]:
-        """Return the best method and the comparison of each; those of `known` are not tried again."""
-        description = "methods" if not known else "methods without shift"
-        results = dict(known)
-        for method in self._track([name for name in methods if name not in known], description, "method"):
-            results[method] = self._judge_scales(method, shifted)[1]
-        results = {method: results[method] for method in methods}
+        """Return the best method and the comparison of each."""
+        results = {
+            method: self._judge_scales(method, shifted) for method in self._track(methods, description, "method")
+        }
         return best_scales(results, self._options.int8), results
 
     def round_weights(self, batches: Batches) -> SecondOrder:

@@ -50,7 +50,11 @@ def all_tried(report: CalibrationReport) -> list[Tried]:
     tried = []
     if equalization:
         tried.append(Tried("channels not equalized", equalization.before, not equalization.used))
-        tried.append(Tried("channels equalized", equalization.after, equalization.used))
+        best = equalization.strength if equalization.used else None
+        tried += [
+            Tried(f"channels equalized with strength {strength}", distances, strength == best)
+            for strength, distances in equalization.strengths.items()
+        ]
     tried += [
         Tried(f"scales by {name}{shifted}", distances, name == report.method)
         for name, distances in report.methods.items()
@@ -68,7 +72,8 @@ def steps(report: CalibrationReport) -> list[Step]:
     scales = Tried(f"scales by {report.method}", report.methods[report.method], True)
     found = []
     if equalization:
-        found.append(Step(Tried("equalization", equalization.after, equalization.used), equalization.before))
+        title = f"equalization with strength {equalization.strength}"
+        found.append(Step(Tried(title, equalization.after, equalization.used), equalization.before))
     if shift.used and shift.after:
         shifted = f"{len(shift.shifted)} of {count(shift.quantized, 'tensor')} shifted"
         found.append(Step(Tried(f"{scales.title}, {shifted}", shift.after, True), shift.plain))

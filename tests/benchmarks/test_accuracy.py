@@ -23,7 +23,7 @@ def arguments(chain: Chain, *more: str) -> list[str]:
     return chain.arguments("", *more)[1:]
 
 
-CHOSEN = Chosen("mse", 3, True, False, True, "fp32")
+CHOSEN = Chosen("mse", 3, True, False, 0.5, "fp32")
 
 
 def test_every_candidate_is_judged_on_the_test_images(

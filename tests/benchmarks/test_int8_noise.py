@@ -28,7 +28,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), np.uint8)
 def base() -> Calibrated:
     model = residual_classifier()
     seen, statistics = collect_statistics(model, [PIXELS], measured_tensors(model))
-    return calibrate(model, statistics, [PIXELS], seen, equalized=False)
+    return calibrate(model, statistics, [PIXELS], seen, [None])[0]
 
 
 def logits(model: onnx.ModelProto) -> np.ndarray:

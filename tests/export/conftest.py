@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.calibration import collect_histograms, collect_statistics
+from export.calibration import Ranges, collect_histograms, collect_statistics
 from export.int8.placement import quantizable_tensors
 from export.int8.qdq import quantize
 from export.int8.scales import Scales
@@ -43,8 +43,8 @@ def run_onnx(model: onnx.ModelProto, pixels: np.ndarray, exact: bool = False) ->
 def calibrate(model: onnx.ModelProto, batches: Sequence[np.ndarray], method: str = "minmax") -> Scales:
     """The scales of all activations that will be quantised."""
     seen, statistics = collect_statistics(model, batches, quantizable_tensors(model))
-    histograms = collect_histograms(model, batches, {name: found.limit for name, found in statistics.items()})
-    return Scales.from_histograms(histograms, method, images=seen)
+    ranges = Ranges({name: found.limit for name, found in statistics.items()})
+    return Scales.from_histograms(collect_histograms(model, batches, [ranges])[0], method, images=seen)
 
 
 def _export(folder, version: int, mode: str) -> Exported:

@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from export import calibration
-from export.calibration import BINS, collect_histograms, collect_statistics, count_bins
+from export.calibration import BINS, Ranges, collect_histograms, collect_statistics, count_bins
 from export.errors import ProjectError
+from export.int8.equalization import STRENGTHS, equalize
 from export.int8.placement import measured_tensors, quantizable_tensors
 from export.int8.scales import METHODS, clipping_point
 from export.onnx_passes import graph
@@ -98,7 +99,36 @@ def test_neither_batch_size_nor_order_matters(exported, pixels):
 def histograms_of(model, batches):
     tensors = quantizable_tensors(model)
     statistics = collect_statistics(model, batches, tensors)[1]
-    return collect_histograms(model, batches, {name: statistics[name].limit for name in tensors})
+    return collect_histograms(model, batches, [Ranges({name: statistics[name].limit for name in tensors})])[0]
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_histograms_of_an_equalized_model_come_from_the_original_one(v1, pixels, strength):
+    """A value at the edge of a bin may go to its neighbour, as the equalized model rounds it in another way."""
+    tensors = quantizable_tensors(v1.model)
+    base = equalize(v1.model, collect_statistics(v1.model, [pixels], measured_tensors(v1.model))[1], strength)
+    assert max(np.ptp(base.factors[name]) for name in base.factors) > 0.1
+    limits = {name: base.statistics[name].limit for name in tensors}
+    plain = Ranges(dict.fromkeys(tensors, 1.0))
+    exact = collect_histograms(base.model, [pixels], [Ranges(limits)])[0]
+    first, found = collect_histograms(v1.model, [pixels[:7], pixels[7:]], [plain, Ranges(limits, base.factors)])
+    ones = collect_histograms(v1.model, [pixels], [plain])[0]
+    for name in tensors:
+        np.testing.assert_array_equal(first[name].counts, ones[name].counts)
+        assert found[name].limit == exact[name].limit
+        moved = np.abs(np.cumsum(found[name].counts - exact[name].counts))
+        assert moved.max() <= 1e-3 * exact[name].counts.sum() + 2, name
+
+
+@given(
+    values=arrays(np.float32, (3, 4, 5), elements=st.floats(-1e4, 1e4, width=32)),
+    divisors=arrays(np.float64, 4, elements=st.sampled_from([0.25, 0.5, 1.0, 8.0])),
+)
+def test_values_are_counted_in_the_units_of_their_channel(values, divisors):
+    """Powers of two divide exactly, so that no edge is an excuse."""
+    divided = (values / divisors[:, None]).astype(np.float32)
+    limit = float(np.abs(divided).max())
+    np.testing.assert_array_equal(count_bins(values, limit, divisors), count_bins(divided, limit))
 
 
 def test_clipping_points_depend_on_neither_within_a_bin(v1, pixels):
@@ -182,7 +212,7 @@ def test_batches_are_streamed(v1, pixels, histograms, monkeypatch):
 
     monkeypatch.setattr(calibration, "open_session", Session)
     if histograms:
-        found = collect_histograms(v1.model, batches(), {RELU: 1.0})
+        found = collect_histograms(v1.model, batches(), [Ranges({RELU: 1.0})])[0]
         assert found[RELU].counts.sum() == 24 * 8 * 16 * 16
     else:
         collect_statistics(v1.model, batches(), [RELU])
@@ -247,14 +277,14 @@ def test_batches_that_do_not_fit(v1, batches, message):
     with pytest.raises(ProjectError, match=message):
         collect_statistics(v1.model, batches, [RELU])
     with pytest.raises(ProjectError, match=message):
-        collect_histograms(v1.model, batches, {RELU: 1.0})
+        collect_histograms(v1.model, batches, [Ranges({RELU: 1.0})])
 
 
 def test_unknown_tensors_are_named(v1, pixels):
     with pytest.raises(ProjectError, match="nope:0"):
         collect_statistics(v1.model, [pixels], ["nope:0"])
     with pytest.raises(ProjectError, match="nope:0"):
-        collect_histograms(v1.model, [pixels], {"nope:0": 1.0})
+        collect_histograms(v1.model, [pixels], [Ranges({"nope:0": 1.0})])
 
 
 def test_probing_does_not_change_the_model(v1, pixels):

@@ -2,6 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from export.calibration import BINS, Histogram, count_bins
 from export.errors import ProjectError
@@ -194,6 +197,27 @@ def test_a_norm_is_the_best_of_the_values_themselves(kind, method, steps):
     assert np.abs(points - found).min() < 1e-9 * found
     assert norm_of_error(values, found, POWERS[method], steps) <= (1.005 if steps == INT8_MAX else 1.02) * min(errors)
     assert max(errors) > 1.1 * min(errors), "the choice matters"
+
+
+@given(
+    counts=arrays(np.int64, BINS, elements=st.sampled_from([0, 0, 0, 1, 3, 1000])),
+    method=st.sampled_from(sorted(POWERS)),
+    steps=st.sampled_from([INT8_MAX, 255]),
+)
+@settings(max_examples=30, deadline=None)
+def test_no_candidate_has_a_smaller_norm(counts, method, steps):
+    """Of the histogram itself, so that nothing is blurred, and whatever its shape."""
+    assume(counts[1:].any())
+    histogram = Histogram(counts, 1.0)
+    centres = (np.arange(BINS) + 0.5) / BINS
+
+    def error(point):
+        scale = point / steps
+        rounded = np.minimum(np.rint(centres / scale), steps) * scale
+        return float(counts @ np.abs(centres - rounded) ** POWERS[method])
+
+    least = min(error(bins / BINS) for bins in range(steps + 1, BINS + 1, 8))
+    assert error(clipping_point(histogram, method, steps)) <= least * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("steps", [INT8_MAX, 255])

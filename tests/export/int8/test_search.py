@@ -10,15 +10,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.calibration import collect_statistics
 from export.int8 import calibrated
 from export.int8 import search as room
+from export.int8.equalization import STRENGTHS, equalize
 from export.int8.options import SearchOptions
+from export.int8.placement import measured_tensors
 from export.int8.qdq import quantize
 from export.int8.scales import METHODS
 from export.int8.search import QUICK, SearchResult, search
 from export.int8.second_order import SecondOrderWeights
 from export.int8.sensitivity import Budget
-from export.int8.simulate import HeldOut
+from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.graph import op_counts
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
 
@@ -70,6 +73,7 @@ DENSE = pixel_graph(
 )
 JUDGES = {id(model): HeldOut.of(model, pixels(32, seed=1), np.arange(32) % 3) for model in (MODEL, BLOCK, LARGE, DENSE)}
 HELD_OUT = JUDGES[id(MODEL)]
+STATISTICS = collect_statistics(MODEL, [pixels(24, seed=2), pixels(16, seed=3)], measured_tensors(MODEL))[1]
 
 
 def run(told: list[str] | None = None, model: onnx.ModelProto = MODEL, **options: object) -> SearchResult:
@@ -90,7 +94,7 @@ def test_each_pass_asks_for_the_images_once() -> None:
     told: list[str] = []
     result = run(told)
     rounding = ["second-order rounding", "second-order rounding"]  # the images, then the layers
-    assert told == ["ranges", "histograms", "histograms, not equalized", "methods", *rounding, "biases"]
+    assert told == ["ranges", "histograms", "methods", *rounding, "biases"]
     assert (result.report.scale_images, result.report.held_out_images) == (40, 32)
     assert set(result.report.methods) == set(METHODS)
     assert result.scales.method == result.report.method
@@ -133,7 +137,7 @@ def test_each_method_is_judged_as_if_it_were_alone() -> None:
 
 @pytest.mark.parametrize(("mode", "shifted"), [("auto", ("r", "u")), ("always", ("r", "u")), ("conv", ("r",))])
 def test_what_can_be_shifted_is_shifted_where_the_recipe_lets_it(mode: str, shifted: tuple[str, ...]) -> None:
-    result = run(model=BLOCK, shift=mode)
+    result = run(model=BLOCK, shift=mode, equalize=False)
     report = result.report.shift
     assert report.used
     assert (report.shifted, result.scales.shifted, report.quantized) == (shifted, shifted, 3)
@@ -176,10 +180,58 @@ def test_equalization_that_does_not_help_is_undone(monkeypatch: pytest.MonkeyPat
     assert used.report.equalization is not None
     assert used.report.equalization.used, "the channels of this graph have very different ranges"
     assert used.factors
+    assert used.report.equalization.strengths.keys() == {"0.5", "0.7"}
     monkeypatch.setattr(room, "helps", lambda before, after, budget: False)
     result = run(method="minmax", bias_correction=False)
     assert result.report.equalization == replace(used.report.equalization, used=False)
     assert (result.factors, result.report.equalized_activations, result.model) == ({}, 0, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("sqnr", "used"),
+    [((30, 35, 25), 0.7), ((35, 30, 25), 0.5), ((30, 35, 40), None), ((35, 30, 32), 0.5), ((30, 32, 31), 0.7)],
+)
+def test_the_strength_of_equalization_is_the_best_on_held_out_images(
+    sqnr: tuple[int, int, int], used: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is judged with L2.4 once, and the model that is used is that of the best one."""
+    some = HELD_OUT.judge(run(method="minmax", effort="fast").int8)
+    values = iter(sqnr)
+
+    def judged(self: object, method: str, shifted: object) -> Judged:
+        if method != "lp_2.4":
+            return real(self, method, shifted)
+        decibels = next(values)
+        return replace(some, sqnr_db=decibels, median_db=decibels, low_db=decibels, worst_db=decibels, tail_db=decibels)
+
+    real = room._Int8Search._judge_scales
+    monkeypatch.setattr(room._Int8Search, "_judge_scales", judged)
+    result = run(method="minmax", bias_correction=False, rounding="nearest")
+    assert not list(values)
+    expected, _ = (equalize(MODEL, STATISTICS, used), None) if used else (None, None)
+    report = result.report.equalization
+    assert report is not None
+    assert (report.used, report.before.sqnr_db) == (used is not None, sqnr[2])
+    assert [one.sqnr_db for one in report.strengths.values()] == list(sqnr[:2])
+    assert float(report.strength) == (0.7 if sqnr[1] > sqnr[0] else 0.5)
+    assert report.after == report.strengths[report.strength]
+    if expected is None:
+        assert (result.factors, result.model) == ({}, MODEL)
+    else:
+        assert result.model == expected.model
+        np.testing.assert_array_equal(result.factors["r"], expected.factors["r"])
+
+
+def test_what_was_judged_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equalization judges L2.4 already: one graph for each strength and the model as it is, and one without shift."""
+    judged: list[str] = []
+    real = room._Int8Search._judge
+    monkeypatch.setattr(
+        room._Int8Search, "_judge", lambda self, kept: judged.append(self.scales.method) or real(self, kept)
+    )
+    result = run(model=BLOCK, method="lp_2.4", rounding="nearest", bias_correction=False)
+    assert result.report.shift.plain is not None
+    assert judged == ["lp_2.4"] * (len(STRENGTHS) + 2)
 
 
 def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.calibration import collect_histograms, collect_statistics
+from export.calibration import Ranges, collect_histograms, collect_statistics
 from export.fp16.convert import to_half, unfit_for_fp16
 from export.fp16.weight_rounding import rounded_weights, with_weights
 from export.int8.bias_correction import bias_errors, collect_mean_maps, correct_biases
@@ -117,8 +117,8 @@ def quantised(model, batches):
     unfit = unfit_for_fp16(model, {name: found.limit for name, found in statistics.items()})
     half = to_half(with_weights(model, rounded_weights(model, statistics)), keep=unfit)
     base = equalize(model, statistics)
-    limits = {name: base.statistics[name].limit for name in quantizable_tensors(model)}
-    scales = Scales.from_histograms(collect_histograms(base.model, batches, limits), "minmax", images=seen)
+    ranges = Ranges({name: base.statistics[name].limit for name in quantizable_tensors(model)})
+    scales = Scales.from_histograms(collect_histograms(base.model, batches, [ranges])[0], "minmax", images=seen)
     errors = bias_errors(base.model, collect_mean_maps(base.model, batches, scales))
     corrected, _ = correct_biases(base.model, errors)
     quantize(corrected, scales, base="fp32")

@@ -27,7 +27,8 @@ def bars(artifacts: Artifacts) -> list[tuple[str, str, str]]:
 def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: Artifacts) -> None:
     assert list(tried(artifacts).items()) == [
         ("channels not equalized", ("", "25.5")),
-        ("channels equalized", ("used", "28.0")),
+        ("channels equalized with strength 0.5", ("", "27.0")),
+        ("channels equalized with strength 0.7", ("used", "28.0")),
         ("scales by minmax, shifted", ("", "28.5")),
         ("scales by lp_3, shifted", ("used", "32.0")),
         ("scales by lp_3, not shifted", ("", "30.5")),
@@ -41,7 +42,7 @@ def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: 
 def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
     changed = distances(28.5, 0.94, 0.0556, median_db=31.04, tail_db=19.06, worst_db=-2.75)
     artifacts.calibration["methods"] = {**artifacts.calibration_report.methods, "minmax": changed}
-    assert artifacts.write().page().rows("Quantization")[2] == {
+    assert artifacts.write().page().rows("Quantization")[3] == {
         "chosen": "",
         "what was tried": "scales by minmax, shifted",
         "SQNR, dB": "28.5",
@@ -55,7 +56,7 @@ def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
 
 def test_each_step_says_what_it_gained(artifacts: Artifacts) -> None:
     assert bars(artifacts) == [
-        ("equalization", "28.0 dB", "+2.5 dB, worst image 18.0 dB"),
+        ("equalization with strength 0.7", "28.0 dB", "+2.5 dB, worst image 18.0 dB"),
         ("scales by lp_3, 2 of 6 tensors shifted", "32.0 dB", "+1.5 dB, worst image 22.0 dB"),
         ("second-order rounding of weights, by 54 images", "34.2 dB", "+2.2 dB, worst image 24.2 dB"),
         ("corrected biases", "33.2 dB", "-1.0 dB, worst image 23.2 dB, not used"),

@@ -14,6 +14,7 @@ from export.calibration import collect_statistics
 from export.files import write_atomic
 from export.int8.bias_correction import added_to_biases
 from export.int8.calibrated import calibrate
+from export.int8.equalization import STRENGTHS
 from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize
 from export.int8.regions import find_regions
@@ -135,7 +136,7 @@ def made_int8(
     """
     source, batches = bottleneck(), [PIXELS[:16]]
     images, statistics = collect_statistics(source, batches, measured_tensors(source))
-    calibrated = calibrate(source, statistics, batches, images, equalized=True)
+    calibrated = calibrate(source, statistics, batches, images, [STRENGTHS[0]])[0]
     assert calibrated.factors
     scales = calibrated.scales("minmax", tuple(find_regions(calibrated.model).found), trunk)
     scales = replace(scales, scales={n: v * (scale_of or {}).get(n, 1.0) for n, v in scales.scales.items()})
