@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, int8_noise
+from benchmarks import accuracy_row, int8_noise
 from benchmarks.int8 import record as networks_record
 from export.files import ROOT
 
@@ -45,7 +45,7 @@ def with_tables(page: str, results: Path = RESULTS) -> str:
     def table(found: re.Match[str]) -> str:
         kind = "noise" if found[3] == "noise" else "int8"
         record = json.loads((results / f"{kind}-{found[2]}.json").read_text(encoding="utf-8"))
-        schema = {"noise": int8_noise.SCHEMA, "networks": networks_record.SCHEMA}.get(found[3], accuracy.SCHEMA)
+        schema = {"noise": int8_noise.SCHEMA, "networks": networks_record.SCHEMA}.get(found[3], accuracy_row.SCHEMA)
         lines = VIEWS[found[3]](record) if record["schema"] == schema else [NOT_MEASURED]
         return "\n".join([found[1].rstrip("\n"), *lines, found[4]])
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import AccuracyReport, AccuracyRow
+from benchmarks.accuracy_row import AccuracyReport, AccuracyRow
 from benchmarks.int8.networks import Network
 from benchmarks.int8.record import Gain, Measured, Row, Table
 from benchmarks.int8_noise import NoiseReport, NoiseRow
@@ -173,7 +173,7 @@ def test_the_search_is_told_step_by_step(results: Path) -> None:
     assert table("search", results)[2:] == [
         f"| {step} | 25.0 dB → 28.5 dB | 20.0 dB → 23.5 dB | 17.0 dB → 20.5 dB | 99.2 % → 99.2 % | {kept} |"
         for step, kept in (
-            ("equalization", "yes"),
+            ("equalization, strength 0.5", "yes"),
             ("the eighth bit, 2 of 54 tensors", "yes"),
             ("second-order rounding", "yes"),
             ("bias correction", "no"),
