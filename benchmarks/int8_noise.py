@@ -23,7 +23,7 @@ from export.errors import ProjectError
 from export.int8.calibrated import Calibrated, calibrate
 from export.int8.equalization import STRENGTHS
 from export.int8.placement import measured_tensors, quantized_edges
-from export.int8.qdq import insert_lowered_pair, insert_pair, quantize
+from export.int8.qdq import insert_pair, quantize, rounded_activations
 from export.int8.regions import allowed, find_regions
 from export.int8.scales import Scales
 from export.int8.second_order import round_second_order
@@ -139,20 +139,6 @@ def measure_noise(base: Calibrated, batches: Sequence[np.ndarray], held_out: Hel
     ]
 
 
-def rounded_activations(model: onnx.ModelProto, scales: Scales) -> onnx.ModelProto:
-    """Return a float model whose activations alone are rounded.
-
-    Args:
-        model: float32.
-        scales: one for each of its quantized tensors; the shifted ones have 255 levels.
-    """
-    result = copy_model(model)
-    _read_rounded(
-        result, model, {tensor: insert_lowered_pair(result.graph, tensor, scales) for tensor in scales.scales}
-    )
-    return topological_sort(result)
-
-
 def rounded_weights(model: onnx.ModelProto, weights: Weighted) -> onnx.ModelProto:
     """Return a float model whose weights alone are rounded.
 
@@ -181,15 +167,10 @@ def with_float_sums(model: onnx.ModelProto, scales: Scales, weights: Weighted) -
         tensor: insert_pair(result.graph, tensor, np.asarray(scale, np.float32), axis=None)
         for tensor, scale in scales.scales.items()
     }
-    _read_rounded(result, model, pairs)
-    return topological_sort(result)
-
-
-def _read_rounded(result: onnx.ModelProto, model: onnx.ModelProto, rounded: Mapping[str, str]) -> None:
-    """Let the nodes that read INT8 read the rounded tensors (in place)."""
     nodes = {node.name: node for node in result.graph.node}
     for edge in quantized_edges(model):
-        nodes[edge.node].input[edge.index] = rounded[edge.tensor]
+        nodes[edge.node].input[edge.index] = pairs[edge.tensor]
+    return topological_sort(result)
 
 
 def _row(levels: Activations, way: Weights, method: str | None, held_out: HeldOut, model: onnx.ModelProto) -> NoiseRow:

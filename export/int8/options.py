@@ -48,3 +48,8 @@ class SearchOptions:
     max_kept_fp32: float = 0.75
     int8: Budget = field(default_factory=Budget)
     fp16: Budget = field(default_factory=Budget)
+
+    @property
+    def second_order(self) -> bool:
+        """Return whether second-order rounding of the weights is tried."""
+        return self.rounding == "second_order" and self.effort == "full"

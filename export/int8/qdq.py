@@ -213,6 +213,28 @@ def insert_lowered_pair(graph: onnx.GraphProto, tensor: str, scales: Scales) -> 
     return result
 
 
+def rounded_activations(
+    model: onnx.ModelProto, scales: Scales, kept: Mapping[str, Kept] | None = None
+) -> onnx.ModelProto:
+    """Return a float model whose activations alone are rounded, for a judgement of scales without the weights' noise.
+
+    Args:
+        model: float32.
+        scales: As for `quantize`; the shifted ones have 255 levels.
+        kept: Node name -> why it stays in float. Defaults to None.
+    """
+    result = copy_model(model)
+    edges = quantized_edges(model, kept or {})
+    rounded = {
+        tensor: insert_lowered_pair(result.graph, tensor, scales)
+        for tensor in dict.fromkeys(edge.tensor for edge in edges)
+    }
+    nodes = {node.name: node for node in result.graph.node}
+    for edge in edges:
+        nodes[edge.node].input[edge.index] = rounded[edge.tensor]
+    return topological_sort(result)
+
+
 def _insert_rounded(graph: onnx.GraphProto, name: str, weight: RoundedWeight, shared: bool) -> str:
     """Put a weight's rounded values behind a Q/DQ pair (in place); return the tensor that Convs read.
 

@@ -21,7 +21,7 @@ from export.int8.equalization import STRENGTHS
 from export.int8.fp16_search import Fp16Result, search_fp16
 from export.int8.options import SearchOptions, Track
 from export.int8.placement import Kept, int8_convs, measured_tensors, placement_table
-from export.int8.qdq import quantize
+from export.int8.qdq import quantize, rounded_activations
 from export.int8.regions import allowed, find_regions
 from export.int8.report import (
     BiasCorrection,
@@ -119,8 +119,7 @@ def search(
     if dead := run.scales.smallest:
         subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
         logger.warning("  %s the smallest scale: %s", subject, listed(dead))
-    second_order = options.rounding == "second_order" and options.effort == "full"
-    rounding = run.round_weights(batches) if second_order else None
+    rounding = run.round_weights(batches) if options.second_order else None
     correction = run.correct(batches("biases")) if options.bias_correction else None
     throughout = run.result
     met = options.int8.met_by(throughout)
@@ -170,7 +169,7 @@ class _Int8Search:
         self._held_out, self._options, self._track = held_out, options, track
         self._errors: list[BiasError] = []
         self._second: SecondOrderWeights | None = None
-        self._judged: dict[tuple[float | None, str, tuple[str, ...]], Judged] = {}
+        self._judged: dict[tuple[float | None, str, tuple[str, ...], bool], Judged] = {}
         self.kept = kept
         self.mixed = False  # whether a selection of layers that stay in float was made
         self.base: Calibrated
@@ -189,12 +188,16 @@ class _Int8Search:
     def _use(self, base: Calibrated) -> None:
         self.base, self.weights = base, base.nearest(self._options.trunk)
 
-    def _judge_scales(self, method: str, shifted: Sequence[str]) -> Judged:
-        """Use scales with weights rounded to nearest, and compare them; the same ones are not compared again."""
+    def _judge_scales(self, method: str, shifted: Sequence[str], *, weights: bool) -> Judged:
+        """Use scales, and compare them with weights rounded to nearest or float; the same are not compared again."""
         self.scales = self.base.scales(method, shifted, self._options.trunk)
-        tried = self.base.strength, method, tuple(shifted)
+        tried = self.base.strength, method, tuple(shifted), weights
         if tried not in self._judged:
-            self._judged[tried] = self._judge(self.kept)
+            self._judged[tried] = (
+                self._judge(self.kept)
+                if weights
+                else self._held_out.judge(rounded_activations(self.base.model, self.scales, self.kept))
+            )
         return self._judged[tried]
 
     def choose_base(self, candidates: Sequence[Calibrated]) -> Equalization | None:
@@ -210,7 +213,8 @@ class _Int8Search:
         tried: dict[float | None, Judged] = {}
         for base in candidates:
             self._use(base)
-            tried[base.strength] = self._judge_scales(_FIRST, allowed(find_regions(base.model), self._options.shift))
+            shifted = allowed(find_regions(base.model), self._options.shift)
+            tried[base.strength] = self._judge_scales(_FIRST, shifted, weights=True)  # what the weights lose counts
             if base.strength is not None and helps(tried[best.strength], tried[base.strength], self._options.int8):
                 best = base
         before, plain = tried.pop(None), candidates[-1]
@@ -220,7 +224,11 @@ class _Int8Search:
         return Equalization(used, Distances.of(before), strengths, str(best.strength))
 
     def choose_scales(self) -> tuple[dict[str, Judged], ShiftReport]:
-        """Set the scales of the best method, shifted if that helps; return the comparison of each method."""
+        """Set the scales of the best method, shifted if that helps; return the comparison of each method.
+
+        Where second-order rounding comes next, they are compared with float weights: it takes most of the noise off the
+        weights, and beside that of weights rounded to nearest good scales look like better ones.
+        """
         mode = self._options.shift
         regions = find_regions(self.base.model)
         shifted = allowed(regions, mode)
@@ -231,11 +239,11 @@ class _Int8Search:
         plain: Judged | None = None
         after = results[chosen] if shifted else None
         if shifted and mode != "always":
-            plain = self._judge_scales(chosen, ())
+            plain = self._judge_scales(chosen, (), weights=not self._options.second_order)
             if not helps(plain, results[chosen], self._options.int8):
                 shifted = ()
                 chosen, results = self._choose_method(methods, (), "methods without shift")
-        self.scales, self.result = self.base.scales(chosen, shifted, self._options.trunk), results[chosen]
+        self.result = self._judge_scales(chosen, shifted, weights=True)
         report = ShiftReport(
             bool(shifted),
             tuple(self.scales.shifted),
@@ -251,7 +259,8 @@ class _Int8Search:
     ) -> tuple[str, dict[str, Judged]]:
         """Return the best method and the comparison of each."""
         results = {
-            method: self._judge_scales(method, shifted) for method in self._track(methods, description, "method")
+            method: self._judge_scales(method, shifted, weights=not self._options.second_order)
+            for method in self._track(methods, description, "method")
         }
         return best_scales(results, self._options.int8), results
 

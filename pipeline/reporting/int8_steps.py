@@ -47,6 +47,7 @@ def all_tried(report: CalibrationReport) -> list[Tried]:
     """Return everything that was tried, in the order of the search."""
     equalization, shift = report.equalization, report.shift
     shifted = ", shifted" if shift.used else ""
+    floats = _floats(report)
     tried = []
     if equalization:
         tried.append(Tried("channels not equalized", equalization.before, not equalization.used))
@@ -56,31 +57,38 @@ def all_tried(report: CalibrationReport) -> list[Tried]:
             for strength, distances in equalization.strengths.items()
         ]
     tried += [
-        Tried(f"scales by {name}{shifted}", distances, name == report.method)
+        Tried(f"scales by {name}{shifted}{floats}", distances, name == report.method)
         for name, distances in report.methods.items()
     ]
     if shift.plain and shift.used:
-        tried.append(Tried(f"scales by {report.method}, not shifted", shift.plain, False))
+        tried.append(Tried(f"scales by {report.method}, not shifted{floats}", shift.plain, False))
     elif shift.after and not shift.used:
-        tried.append(Tried("scales, shifted", shift.after, False))
+        tried.append(Tried(f"scales, shifted{floats}", shift.after, False))
     return tried + [step.tried for step in _later_steps(report)]
 
 
 def steps(report: CalibrationReport) -> list[Step]:
     """Return the steps of the search, each with the graph that it began with, in their order."""
     equalization, shift = report.equalization, report.shift
-    scales = Tried(f"scales by {report.method}", report.methods[report.method], True)
+    floats = _floats(report)
+    scales = Tried(f"scales by {report.method}{floats}", report.methods[report.method], True)
     found = []
     if equalization:
         title = f"equalization with strength {equalization.strength}"
         found.append(Step(Tried(title, equalization.after, equalization.used), equalization.before))
     if shift.used and shift.after:
         shifted = f"{len(shift.shifted)} of {count(shift.quantized, 'tensor')} shifted"
-        found.append(Step(Tried(f"{scales.title}, {shifted}", shift.after, True), shift.plain))
+        title = f"scales by {report.method}, {shifted}{floats}"
+        found.append(Step(Tried(title, shift.after, True), shift.plain))
     else:
         found.append(Step(scales))
-        found += [Step(Tried("shifted", shift.after, False), shift.plain)] if shift.after else []
+        found += [Step(Tried(f"shifted{floats}", shift.after, False), shift.plain)] if shift.after else []
     return found + _later_steps(report)
+
+
+def _floats(report: CalibrationReport) -> str:
+    """Return what the scales were compared with, see `export.int8.search`."""
+    return ", weights in float" if report.rounding else ""
 
 
 def _later_steps(report: CalibrationReport) -> list[Step]:

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.int8_noise import main, measure_noise, rounded_activations, rounded_weights, with_float_sums
+from benchmarks.int8_noise import main, measure_noise, rounded_weights, with_float_sums
 from export.calibration import collect_statistics
 from export.int8.calibrated import Calibrated, calibrate
 from export.int8.placement import measured_tensors
-from export.int8.qdq import quantize
+from export.int8.qdq import quantize, rounded_activations
 from export.int8.regions import allowed, find_regions
 from export.int8.simulate import HeldOut, simulate
 from export.onnx_passes.graph import constants

@@ -16,7 +16,7 @@ from export.int8 import search as room
 from export.int8.equalization import STRENGTHS, equalize
 from export.int8.options import SearchOptions
 from export.int8.placement import measured_tensors
-from export.int8.qdq import quantize
+from export.int8.qdq import quantize, rounded_activations
 from export.int8.scales import METHODS
 from export.int8.search import QUICK, SearchResult, search
 from export.int8.second_order import SecondOrderWeights
@@ -198,9 +198,10 @@ def test_the_strength_of_equalization_is_the_best_on_held_out_images(
     some = HELD_OUT.judge(run(method="minmax", effort="fast").int8)
     values = iter(sqnr)
 
-    def judged(self: object, method: str, shifted: object) -> Judged:
+    def judged(self: object, method: str, shifted: object, *, weights: bool) -> Judged:
         if method != "lp_2.4":
-            return real(self, method, shifted)
+            return real(self, method, shifted, weights=weights)
+        assert weights, "what the weights lose counts"
         decibels = next(values)
         return replace(some, sqnr_db=decibels, median_db=decibels, low_db=decibels, worst_db=decibels, tail_db=decibels)
 
@@ -232,6 +233,25 @@ def test_what_was_judged_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) ->
     result = run(model=BLOCK, method="lp_2.4", rounding="nearest", bias_correction=False)
     assert result.report.shift.plain is not None
     assert judged == ["lp_2.4"] * (len(STRENGTHS) + 2)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("rounding", ["second_order", "nearest"])
+def test_scales_are_compared_without_the_noise_that_rounding_takes_off(rounding: str, kept: bool) -> None:
+    """Without it the comparison is that of activations alone; a layer that stays in float rounds nothing."""
+    model = LARGE if kept else BLOCK
+    result = run(model=model, method="lp_3", rounding=rounding, equalize=False, bias_correction=False)
+    kept_nodes = {name: entry for name, entry in result.kept.items() if entry.precision == "fp32"}
+    assert bool(kept_nodes) is kept
+    alone = JUDGES[id(model)].judge(rounded_activations(model, result.scales, kept_nodes))
+    whole = JUDGES[id(model)].judge(quantize(model, result.scales, base="fp32", kept=kept_nodes).model)
+    assert alone.sqnr_db > whole.sqnr_db + 1e-3
+    seen, expected = result.report.methods["lp_3"].sqnr_db, alone if rounding == "second_order" else whole
+    assert seen == pytest.approx(expected.sqnr_db, abs=1e-6)
+    if result.report.rounding is not None:
+        assert result.report.rounding.before.sqnr_db == pytest.approx(whole.sqnr_db, abs=1e-6)
+    else:
+        assert result.report.all_int8.sqnr_db == seen
 
 
 def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: 
         ("channels not equalized", ("", "25.5")),
         ("channels equalized with strength 0.5", ("", "27.0")),
         ("channels equalized with strength 0.7", ("used", "28.0")),
-        ("scales by minmax, shifted", ("", "28.5")),
-        ("scales by lp_3, shifted", ("used", "32.0")),
-        ("scales by lp_3, not shifted", ("", "30.5")),
+        ("scales by minmax, shifted, weights in float", ("", "28.5")),
+        ("scales by lp_3, shifted, weights in float", ("used", "32.0")),
+        ("scales by lp_3, not shifted, weights in float", ("", "30.5")),
         ("second-order rounding of weights, by 54 images", ("used", "34.2")),
         ("corrected biases", ("", "33.2")),
         ("FP16, weights rounded to nearest", ("", "58.0")),
@@ -44,7 +44,7 @@ def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
     artifacts.calibration["methods"] = {**artifacts.calibration_report.methods, "minmax": changed}
     assert artifacts.write().page().rows("Quantization")[3] == {
         "chosen": "",
-        "what was tried": "scales by minmax, shifted",
+        "what was tried": "scales by minmax, shifted, weights in float",
         "SQNR, dB": "28.5",
         "median, dB": "31.0",
         "worst 5 %, dB": "19.1",
@@ -57,7 +57,7 @@ def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
 def test_each_step_says_what_it_gained(artifacts: Artifacts) -> None:
     assert bars(artifacts) == [
         ("equalization with strength 0.7", "28.0 dB", "+2.5 dB, worst image 18.0 dB"),
-        ("scales by lp_3, 2 of 6 tensors shifted", "32.0 dB", "+1.5 dB, worst image 22.0 dB"),
+        ("scales by lp_3, 2 of 6 tensors shifted, weights in float", "32.0 dB", "+1.5 dB, worst image 22.0 dB"),
         ("second-order rounding of weights, by 54 images", "34.2 dB", "+2.2 dB, worst image 24.2 dB"),
         ("corrected biases", "33.2 dB", "-1.0 dB, worst image 23.2 dB, not used"),
     ]
@@ -88,11 +88,11 @@ def test_a_shift_that_did_not_help_is_told_and_not_used(artifacts: Artifacts) ->
     before = artifacts.calibration_report.shift
     artifacts.calibration["shift"] = replace(before, used=False, shifted=(), after=distances(29.0))
     rows = tried(artifacts)
-    assert rows["scales, shifted"] == ("", "29.0")
-    assert rows["scales by lp_3"] == ("used", "32.0")
+    assert rows["scales, shifted, weights in float"] == ("", "29.0")
+    assert rows["scales by lp_3, weights in float"] == ("used", "32.0")
     assert bars(artifacts)[1:3] == [
-        ("scales by lp_3", "32.0 dB", "worst image 22.0 dB"),
-        ("shifted", "29.0 dB", "-1.5 dB, worst image 19.0 dB, not used"),
+        ("scales by lp_3, weights in float", "32.0 dB", "worst image 22.0 dB"),
+        ("shifted, weights in float", "29.0 dB", "-1.5 dB, worst image 19.0 dB, not used"),
     ]
     assert "It was tried and not used" in artifacts.page().section("Quantization").text
 
@@ -102,12 +102,12 @@ def test_a_shift_that_did_not_help_is_told_and_not_used(artifacts: Artifacts) ->
     [
         (
             ShiftReport(True, ("a",), {}, 1, None, distances(32.0)),  # quantize.shift=always
-            ("scales by lp_3, 1 of 1 tensor shifted", "32.0 dB", "worst image 22.0 dB"),
+            ("scales by lp_3, 1 of 1 tensor shifted, weights in float", "32.0 dB", "worst image 22.0 dB"),
             "1 of 1 quantized tensor is shifted.",
         ),
         (
             ShiftReport(False, (), {}, 54),  # quantize.shift=never
-            ("scales by lp_3", "32.0 dB", "worst image 22.0 dB"),
+            ("scales by lp_3, weights in float", "32.0 dB", "worst image 22.0 dB"),
             "No tensor is shifted.",
         ),
     ],
