@@ -35,6 +35,7 @@ COMMANDS = [
     for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     for line in block.splitlines()
 ]
+TENTHS = {7: "seven", 8: "eight", 9: "nine"}
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 # --- commands and snippets ---
@@ -74,17 +75,20 @@ def test_a_snippet_runs_as_printed(snippet: str) -> None:
 # --- formulas ---
 
 
-def half_normal() -> tuple[Histogram, np.ndarray, np.ndarray]:
-    """A histogram of absolute values up to 6, its bins' centres, and their shares."""
+def half_normal(zeros: float = 0.0) -> tuple[Histogram, np.ndarray, np.ndarray]:
+    """A histogram of absolute values up to 6, a share of which is 0; its bins' centres; the shares of values above 0."""
     centres = (np.arange(BINS) + 0.5) * 6.0 / BINS
     shares = np.exp(-(centres**2) / 2)
-    shares /= shares.sum()
-    return Histogram((shares * 1e12).astype(np.int64), 6.0), centres, shares
+    shares *= (1 - zeros) / shares.sum()
+    counts = shares * 1e12
+    counts[0] += zeros * 1e12
+    return Histogram(counts.astype(np.int64), 6.0), centres, shares
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.6])
 @pytest.mark.parametrize("steps", [INT8_MAX, INT8_MAX + SHIFT_STEPS])
-def test_the_equation_of_the_mean_squared_error_gives_its_clipping_point(steps: int) -> None:
-    histogram, x, shares = half_normal()
+def test_the_equation_of_the_mean_squared_error_gives_its_clipping_point(steps: int, zeros: float) -> None:
+    histogram, x, shares = half_normal(zeros)
 
     def left(c: float) -> float:
         return float(shares[x > c] @ (x[x > c] - c) - c / (12 * steps**2) * shares[x <= c].sum())
@@ -121,7 +125,7 @@ def test_numbers_are_those_of_the_code() -> None:
         f"in {BINS:,} bins",
         f"m = {SHIFT_STEPS}·s",
         f"{gain:.2f} dB less rounding noise",
-        f"30 dB alone cost {together:.1f} dB together",
+        f"30 dB alone leave {together:.1f} dB together",
         f"{100 * DAMPING:.0f} % of the mean diagonal",
         f"**Blocks** of {BLOCK} weights",
         f"{images} images with {POSITIONS} places are {images * POSITIONS:,} samples",
@@ -146,14 +150,27 @@ def test_what_the_text_says_of_noise_was_measured() -> None:
     worst = [f"{row['worst_db']:.1f}" for row in (mse, usual, most)]
     median = [f"{row['median_db']:.1f}" for row in (mse, usual, most)]
     wrong = rows["255 levels, sums of float weights", "nearest", "lp_2.4"]["sqnr_db"]
-    second = rows["float", "second_order", None]["sqnr_db"] - rows["255 levels", "float", "lp_2.4"]["sqnr_db"]
+    plain, wide = (rows[levels, "float", "lp_2.4"]["sqnr_db"] for levels in ("128 levels", "255 levels"))
+    both = rows["255 levels", "second_order", "lp_2.4"]["sqnr_db"]
+    second = rows["float", "second_order", None]["sqnr_db"] - wide
+    kept = (INT8_MAX / (INT8_MAX + SHIFT_STEPS)) ** 2  # of a shifted tensor's noise
+    left = 10 ** ((plain - wide) / 10)
+    made = (1 - left) / (1 - kept)
+    assert kept == pytest.approx(1 / 4, abs=0.01)
+    assert kept * made > left / 2  # "most of what is left"
+    padded, without_relu = 16, 5
+    assert padded + without_relu == record["quantized"] - record["shifted"]
     for told in (
         f"one photo of the {record['images']} above carries {noisiest[0]} of all noise, with L2.4 {noisiest[1]}, with "
         f"L3 {noisiest[2]}",
         f"rises from {worst[0]} dB (MSE) to {worst[1]} (L2.4) and {worst[2]} (L3). The median photo has {median[0]}, "
         f"{median[1]} and {median[2]} dB",
-        f"{record['shifted']} of ResNet-50's {record['quantized']} quantized tensors can be shifted",
-        f"made by the {record['quantized'] - record['shifted']} tensors that cannot have 255 levels",
+        f"{record['shifted']} of ResNet-50's {record['quantized']} quantized tensors can be shifted, {padded} are read by "
+        f"the padded 3×3 of their block, and {without_relu} are behind no ReLU",
+        f"with 128 levels even exact weights end at {plain:.1f} dB, and 255 levels with weights rounded to nearest at "
+        f"{usual['sqnr_db']:.1f}. With both, {both:.1f} dB, weights hardly count: exact ones would give {wide:.1f}.",
+        f"The 255 levels leave {100 * left:.0f} % of the activations' noise",
+        f"so these {record['shifted']} made about {TENTHS[round(10 * made)]} tenths of it",
         f"that is {wrong:.1f} dB in place of {usual['sqnr_db']:.1f}",
         f"already leaves weights {second:.0f} dB below the noise of the activations",
     ):
