@@ -76,7 +76,7 @@ def test_a_snippet_runs_as_printed(snippet: str) -> None:
 
 
 def half_normal(zeros: float = 0.0) -> tuple[Histogram, np.ndarray, np.ndarray]:
-    """A histogram of absolute values up to 6, a share of which is 0; its bins' centres; the shares of values above 0."""
+    """A histogram of absolute values up to 6, some of them 0; its bins' centres; the shares of values above 0."""
     centres = (np.arange(BINS) + 0.5) * 6.0 / BINS
     shares = np.exp(-(centres**2) / 2)
     shares *= (1 - zeros) / shares.sum()
@@ -165,8 +165,8 @@ def test_what_the_text_says_of_noise_was_measured() -> None:
         f"L3 {noisiest[2]}",
         f"rises from {worst[0]} dB (MSE) to {worst[1]} (L2.4) and {worst[2]} (L3). The median photo has {median[0]}, "
         f"{median[1]} and {median[2]} dB",
-        f"{record['shifted']} of ResNet-50's {record['quantized']} quantized tensors can be shifted, {padded} are read by "
-        f"the padded 3×3 of their block, and {without_relu} are behind no ReLU",
+        f"{record['shifted']} of ResNet-50's {record['quantized']} quantized tensors can be shifted, {padded} are read "
+        f"by the padded 3×3 of their block, and {without_relu} are behind no ReLU",
         f"with 128 levels even exact weights end at {plain:.1f} dB, and 255 levels with weights rounded to nearest at "
         f"{usual['sqnr_db']:.1f}. With both, {both:.1f} dB, weights hardly count: exact ones would give {wide:.1f}.",
         f"The 255 levels leave {100 * left:.0f} % of the activations' noise",

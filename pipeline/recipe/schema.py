@@ -287,12 +287,12 @@ class Quantize:
         METHODS,
         "how the clipping point of each activation is chosen; auto: the method that is best on held-out images",
     ] = "auto"
-    equalize: Annotated[bool, "equalize the ranges of an activation's channels; the FP32 model computes the same"] = (
-        True
-    )
+    equalize: Annotated[
+        bool, "equalize the ranges of an activation's channels, where that helps; the FP32 model computes the same"
+    ] = True
     shift: Annotated[
         Literal["auto", "always", "conv", "never"],
-        "the eighth bit behind a ReLU: a Clip lowers the activation by 128 scales, so that it has 255 levels, not 128; "
+        "the eighth bit behind a ReLU: a Clip lowers the activation by 128 scales, so that it has 256 levels, not 128; "
         "auto: where that is exact and helps, conv: only right behind a convolution, always: without trying",
     ] = "auto"
     rounding: Annotated[
@@ -306,7 +306,7 @@ class Quantize:
     ] = "fp32"
     effort: Annotated[
         Literal["full", "fast"],
-        "fast: tries fewer ways to choose scales, and rounds weights to nearest; full takes ResNet-50 minutes more",
+        "fast: fewer methods, one strength of equalization, weights to nearest; full takes ResNet-50 minutes more",
     ] = "full"
     sensitivity: Annotated[
         Literal["auto", "always", "never"],

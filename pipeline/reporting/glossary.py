@@ -40,7 +40,7 @@ TERMS: Final = {
     RANGE_USED: "The largest value of a layer over the largest that its INT8 scale, or FP16, can hold. Good: 50 % to "
     "100 % of an INT8 scale, since with less most of its 255 steps lie idle; any share of FP16 below 100 %.",
     SHIFTED: "Behind a ReLU there is nothing negative, so that half of INT8's levels lie idle. A shifted activation is "
-    "lowered by 128 steps and uses 255 levels; the biases of the layers around it make up for that. Good: wherever it "
+    "lowered by 128 steps and uses all of them; the biases of the layers around it make up for that. Good: wherever it "
     "is exact.",
     SECOND_ORDER: "Weights are rounded one after the other, each so that it makes up for the errors of those before "
     "it, by what the layer reads on calibration images (GPTQ). Good: an SQNR above that of rounding to nearest.",
