@@ -126,7 +126,7 @@ def search(
     costs: list[LayerCost] = []
     if options.sensitivity == "always" or (options.sensitivity == "auto" and not met):
         costs = run.measure()
-        met = met or run.keep_layers(costs)
+        met = met or (options.max_kept > 0 and run.keep_layers(costs))
     corrected = run.model(run.kept)
     int8 = quantize(corrected, run.scales, weights=run.weights, trunk=options.trunk, kept=run.kept)
     logger.debug("placement of INT8:\n%s", placement_table(int8.placements))

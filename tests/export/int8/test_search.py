@@ -397,8 +397,9 @@ def test_corrected_biases_stay_where_they_bring_the_logits_closer(
 
 
 def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed() -> None:
-    none, every = (run(method="minmax", int8=MISSED, max_kept=most).report for most in (0.0, 1.0))
-    assert not any(node.startswith("Conv") for node in none.kept)
+    some, every = (run(method="minmax", int8=MISSED, max_kept=most).report for most in (0.1, 1.0))
+    assert some.kept
+    assert not any(node.startswith("Conv") for node in some.kept), "a tenth of two Convs is none"
     assert sum(node.startswith("Conv") for node in every.kept) == 2, "what comes closer is kept, though it misses"
     assert every.mixed is not None
     assert every.mixed.sqnr_db is not None
@@ -407,6 +408,15 @@ def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed(
     met = run(method="minmax", int8=Budget(sqnr_db=every.all_int8.sqnr_db + 1), max_kept=1.0).report
     assert met.budget_met
     assert len(met.kept) == 1
+
+
+def test_where_no_layer_may_be_kept_none_is() -> None:
+    """Not even the pooling before the head, which is no Conv and the only layer that may stay at a tenth."""
+    none = run(method="minmax", int8=MISSED, max_kept=0.0)
+    throughout = run(method="minmax", int8=MISSED, sensitivity="never")
+    assert none.costs, "they are measured for sensitivity.csv"
+    assert (none.kept, none.report.kept, none.report.mixed, none.report.budget_met) == ({}, (), None, False)
+    assert none.int8 == throughout.int8
 
 
 def test_layers_are_measured_on_as_many_images_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
