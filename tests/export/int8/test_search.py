@@ -15,12 +15,12 @@ from export.int8 import calibrated
 from export.int8 import search as room
 from export.int8.equalization import STRENGTHS, equalize
 from export.int8.options import SearchOptions
-from export.int8.placement import measured_tensors
+from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize, rounded_activations
 from export.int8.scales import METHODS
 from export.int8.search import QUICK, SearchResult, search
 from export.int8.second_order import SecondOrderWeights
-from export.int8.sensitivity import Budget
+from export.int8.sensitivity import Budget, LayerCost, Selection
 from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.graph import op_counts
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
@@ -145,6 +145,24 @@ def test_what_can_be_shifted_is_shifted_where_the_recipe_lets_it(mode: str, shif
     assert op_counts(result.int8)["Clip"] == len(shifted)
     assert (report.plain is None) is (mode == "always"), "it is tried only where it is a choice"
     assert report.after == result.report.methods[result.scales.method]
+
+
+def test_what_only_kept_layers_read_is_not_recorded_as_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept pooling is the only reader of u: its ReLU stays, and scales.json lists what the file lowers."""
+    real = room.select_layers
+
+    def pooling(costs: list[LayerCost], *others: object) -> Selection:
+        found = real(costs, *others)
+        return replace(found, kept={cost.node: Kept("fp16", "a test") for cost in costs if cost.op != "Conv"}, met=True)
+
+    monkeypatch.setattr(room, "select_layers", pooling)
+    result = run(model=BLOCK, shift="always", equalize=False, int8=MISSED)
+    assert len(result.kept) == 2, "the Add, and the pooling"
+    assert op_counts(result.int8)["Clip"] == 1
+    assert (result.scales.shifted, result.report.shift.shifted) == (("r",), ("r", "u"))
+    assert {"r", "u"} <= set(result.scales.scales)
+    again = quantize(result.model, result.scales, weights=result.weights, kept=result.kept).model
+    assert again == result.int8, "the file for TensorRT 8.6 is made of them"
 
 
 def test_a_shift_that_does_not_help_is_undone_and_the_methods_are_tried_without(
