@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.int8.placement import quantized_edges, skip_input
+from export.int8.report import Refusal
 from export.onnx_passes.graph import Index, attribute
 from export.words import count
 
@@ -70,17 +71,19 @@ class Regions:
 
     Args:
         found: Quantized tensor -> its region.
-        refused: Quantized tensor behind a ReLU that cannot be shifted -> why, for people.
+        refused: Quantized tensor behind a ReLU that cannot be shifted -> why.
         nodes: Quantized tensor behind a ReLU -> the name of that ReLU.
     """
 
     found: Mapping[str, Region]
-    refused: Mapping[str, str]
+    refused: Mapping[str, Refusal]
     nodes: Mapping[str, str]
 
 
 class _RefusedError(Exception):
-    pass
+    def __init__(self, kind: str, node: str = "") -> None:
+        super().__init__(kind)
+        self.refusal = Refusal(kind, node)
 
 
 def find_regions(model: onnx.ModelProto) -> Regions:
@@ -99,24 +102,24 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     quantized = list(dict.fromkeys(edge.tensor for edge in edges))
     reading = {edge.node for edge in edges}
     found: dict[str, Region] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, Refusal] = {}
     nodes: dict[str, str] = {}
     for node in model.graph.node:
         if not _rectifies(node, index):
             continue
         walk = _Walk({value.name for value in model.graph.output}, index, reading)
-        reason = ""
+        why: Refusal | None = None
         try:
             walk.behind(node.output[0])
             of_conv = walk.before(node)
         except _RefusedError as error:
-            reason = str(error)
+            why = error.refusal
         inside = [name for name in quantized if name in walk.tensors]
         nodes |= dict.fromkeys(inside, node.name)
         if len(inside) > 1:
-            reason = reason or f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own"
-        if reason:
-            refused |= dict.fromkeys(inside, reason)
+            why = why or Refusal(f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own")
+        if why is not None:
+            refused |= dict.fromkeys(inside, why)
         elif inside:
             found[inside[0]] = Region(
                 node.name,
@@ -168,20 +171,20 @@ class _Walk:
 
     def behind(self, start: str) -> None:
         """Walk to all readers; the tensors on the way are collected even where one refuses."""
-        why = ""
+        first: _RefusedError | None = None
         pending = [start]
         while pending:
             tensor = pending.pop(0)
             self.tensors.append(tensor)
             if tensor in self.outputs:
-                why = why or "it is an output of the model"
+                first = first or _RefusedError("it is an output of the model")
             for node in {id(node): node for node in self.index.readers.get(tensor, ())}.values():
                 try:
                     pending += [name for name in self._reader(node, tensor) if name not in self.tensors]
                 except _RefusedError as error:
-                    why = why or str(error)
-        if why:
-            raise _RefusedError(why)
+                    first = first or error
+        if first is not None:
+            raise first
 
     def before(self, relu: onnx.NodeProto) -> bool:
         """Walk to the bias that loses m; return whether it is that of a Conv right before the ReLU."""
@@ -192,7 +195,7 @@ class _Walk:
             return True
         if writer.op_type in ("Add", "Sub") and (number := self._constant(writer)) is not None:
             if writer.op_type == "Sub" and number == 0:
-                raise _RefusedError("a Sub from a constant writes it")
+                raise _RefusedError("a Sub from a constant writes it", writer.name)
             self.biases.append(Bias(writer.name, number, -1.0 if writer.op_type == "Add" else 1.0))
             self.written.append(tensor)
             return False
@@ -201,7 +204,7 @@ class _Walk:
             self.written.append(tensor)
             self._lose(self._writer(main), main)
             return False
-        raise _RefusedError(f"{writer.op_type} {writer.name!r} writes it, which has no bias")
+        raise _RefusedError(f"{writer.op_type} writes it, which has no bias", writer.name)
 
     def _writer(self, tensor: str) -> onnx.NodeProto:
         writer = self.index.producers.get(tensor)
@@ -218,9 +221,9 @@ class _Walk:
 
     def _check_bias(self, conv: onnx.NodeProto) -> None:
         if len(conv.input) > 2 and conv.input[2] and conv.input[2] not in self.index.constants:
-            raise _RefusedError(f"the bias of Conv {conv.name!r} is computed")
+            raise _RefusedError("the bias of a Conv is computed", conv.name)
         if conv.input[1] not in self.index.constants:
-            raise _RefusedError(f"the weights of Conv {conv.name!r} are computed")
+            raise _RefusedError("the weights of a Conv are computed", conv.name)
 
     def _constant(self, node: onnx.NodeProto) -> int | None:
         """Return the index of the only constant among two inputs, None if there is none."""
@@ -231,10 +234,10 @@ class _Walk:
         """Make up for the shift in a reader, or return the tensors that it passes the shift on to."""
         first = tensor == node.input[0] or node.op_type in ("Add", "Max", "Min")
         if list(node.input).count(tensor) > 1 or not first:
-            raise _RefusedError(f"{node.op_type} {node.name!r} reads it in another place than its first input")
+            raise _RefusedError(f"{node.op_type} reads it in another place than its first input", node.name)
         counts = node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0)
         if counts and (_pads(node) or attribute(node, "ceil_mode", 0)):
-            raise _RefusedError(f"AveragePool {node.name!r} counts the zeros of its border")
+            raise _RefusedError("AveragePool counts the zeros of its border", node.name)
         if node.op_type in _MEANS and node.name in self.quantized:
             self.pools.append(node.name)
             return []
@@ -248,12 +251,12 @@ class _Walk:
         elif node.op_type == "Add":
             self._add(node, tensor)
         else:
-            raise _RefusedError(f"{node.op_type} {node.name!r} reads it")
+            raise _RefusedError(f"{node.op_type} reads it", node.name)
         return []
 
     def _conv(self, node: onnx.NodeProto) -> None:
         if _pads(node):
-            raise _RefusedError(f"Conv {node.name!r} reads it with padding, whose zeros would stand for 128 scales")
+            raise _RefusedError("Conv reads it with padding, whose zeros would stand for 128 scales", node.name)
         self._check_bias(node)
         self.biases.append(Bias(node.name, 2, weighted=True))
 
@@ -261,13 +264,9 @@ class _Walk:
         main = node.input[1 - list(node.input).index(tensor)] if len(node.input) == 2 else ""
         writer = self.index.producers.get(main)
         if writer is None or writer.op_type != "Conv" or len(self.index.readers[main]) != 1:
-            raise _RefusedError(
-                f"Add {node.name!r} reads it, and no Conv of its own on the other side makes up for that"
-            )
+            raise _RefusedError("Add reads it, and no Conv of its own on the other side makes up for that", node.name)
         if main in self.outputs:
-            raise _RefusedError(
-                f"Conv {writer.name!r}, which would make up for it in Add {node.name!r}, is an output of the model"
-            )
+            raise _RefusedError("the Conv that would make up for it in an Add is an output of the model", writer.name)
         self._check_bias(writer)
         self.biases.append(Bias(writer.name, 2))
         self.mains.append(main)

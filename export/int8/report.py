@@ -113,6 +113,22 @@ class Equalization:
         return self.strengths[self.strength]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a quantized tensor behind a ReLU cannot be shifted.
+
+    Args:
+        kind: The reason, without names.
+        node: Name of the node that is the reason; empty if there is none.
+    """
+
+    kind: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.node!r})" if self.node else self.kind
+
+
 ShiftMode = Literal["auto", "always", "conv", "never"]
 WeightRounding = Literal["second_order", "nearest"]
 
@@ -132,7 +148,7 @@ class ShiftReport:
 
     used: bool
     shifted: tuple[str, ...]
-    refused: Mapping[str, str]
+    refused: Mapping[str, Refusal]
     quantized: int
     plain: Distances | None = None
     after: Distances | None = None

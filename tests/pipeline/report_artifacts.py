@@ -21,6 +21,7 @@ from export.int8.report import (
     Fp16Rounding,
     Placement,
     PlacementReport,
+    Refusal,
     SecondOrder,
     ShiftReport,
 )
@@ -313,9 +314,9 @@ class Artifacts:
                 True,
                 ("conv_1/Relu:0", "conv_2/Relu:0"),
                 {
-                    "conv_3/Relu:0": "Conv 'conv_4/Conv' reads it with padding",
-                    "conv_5/Relu:0": "it is an output of the model",
-                    "conv_6/Relu:0": "Conv 'conv_7/Conv' reads it with padding",
+                    "conv_3/Relu:0": Refusal("Conv reads it with padding", "conv_4/Conv"),
+                    "conv_5/Relu:0": Refusal("it is an output of the model"),
+                    "conv_6/Relu:0": Refusal("Conv reads it with padding", "conv_7/Conv"),
                 },
                 6,
                 plain=distances(30.5),

@@ -186,7 +186,8 @@ def test_what_cannot_be_shifted_is_named_with_the_reason() -> None:
     report = result.report.shift
     assert (report.used, report.shifted) == (True, ("u",))
     assert report.refused.keys() == {"r"}
-    assert "padding" in report.refused["r"]
+    assert "padding" in report.refused["r"].kind
+    assert report.refused["r"].node == [row.node for row in result.placements if row.op == "Conv"][1]
     reasons = [row.why for row in result.placements if row.op == "Relu"]
     assert [("not shifted" in why, "padding" in why) for why in reasons] == [(True, True), (False, False)]
     never = run(shift="never").report.shift
