@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from export.int8.placement import quantized_edges, skip_input
 from export.int8.report import Refusal
+from export.int8.unshifted import behind, never_negative
 from export.onnx_passes.graph import Index, attribute
 from export.words import count
 
@@ -71,13 +72,14 @@ class Regions:
 
     Args:
         found: Quantized tensor -> its region.
-        refused: Quantized tensor behind a ReLU that cannot be shifted -> why.
-        nodes: Quantized tensor behind a ReLU -> the name of that ReLU.
+        refused: Quantized tensor that holds the values of ReLUs and cannot be shifted -> why; of a tensor behind a node
+            that refuses, why that node does.
+        nodes: Each of these tensors -> the names of those ReLUs; a tensor that is found has one.
     """
 
     found: Mapping[str, Region]
     refused: Mapping[str, Refusal]
-    nodes: Mapping[str, str]
+    nodes: Mapping[str, tuple[str, ...]]
 
 
 class _RefusedError(Exception):
@@ -92,7 +94,8 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     The ReLU's input must come from a Conv, from an Add that a Conv ends in, or from an Add of a constant, as of a
     BatchNorm. From the ReLU on, pooling and reshaping pass the shift on, and every other reader must be a Conv without
     padding, the residual Add of a Conv, or the pooling before the head. No tensor on the way may be an output of the
-    model, and exactly one may be quantized.
+    model, and exactly one may be quantized. What a reader that refuses makes of the values is refused with it, see
+    `export.int8.unshifted`.
 
     Args:
         model: Float, without Q/DQ.
@@ -103,10 +106,11 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     reading = {edge.node for edge in edges}
     found: dict[str, Region] = {}
     refused: dict[str, Refusal] = {}
-    nodes: dict[str, str] = {}
-    for node in model.graph.node:
-        if not _rectifies(node, index):
-            continue
+    nodes: dict[str, tuple[str, ...]] = {}
+    relus = [node for node in model.graph.node if _rectifies(node, index)]
+    rectified = {node.output[0] for node in relus}
+    positive = never_negative(model.graph, index, rectified)
+    for node in relus:
         walk = _Walk({value.name for value in model.graph.output}, index, reading)
         why: Refusal | None = None
         try:
@@ -115,12 +119,18 @@ def find_regions(model: onnx.ModelProto) -> Regions:
         except _RefusedError as error:
             why = error.refusal
         inside = [name for name in quantized if name in walk.tensors]
-        nodes |= dict.fromkeys(inside, node.name)
         if len(inside) > 1:
             why = why or Refusal(f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own")
         if why is not None:
             refused |= dict.fromkeys(inside, why)
+            nodes |= dict.fromkeys(inside, (node.name,))
+            for reader, its_own in walk.refusing:
+                for name in behind(reader, index, rectified, positive):
+                    if name in quantized and node.name not in nodes.get(name, ()):
+                        refused.setdefault(name, its_own)
+                        nodes[name] = (*nodes.get(name, ()), node.name)
         elif inside:
+            nodes[inside[0]] = (node.name,)
             found[inside[0]] = Region(
                 node.name,
                 inside[0],
@@ -168,6 +178,7 @@ class _Walk:
     biases: list[Bias] = field(default_factory=list)
     pools: list[str] = field(default_factory=list)
     mains: list[str] = field(default_factory=list)
+    refusing: list[tuple[onnx.NodeProto, Refusal]] = field(default_factory=list)
 
     def behind(self, start: str) -> None:
         """Walk to all readers; the tensors on the way are collected even where one refuses."""
@@ -183,6 +194,7 @@ class _Walk:
                     pending += [name for name in self._reader(node, tensor) if name not in self.tensors]
                 except _RefusedError as error:
                     first = first or error
+                    self.refusing.append((node, error.refusal))
         if first is not None:
             raise first
 
@@ -232,7 +244,7 @@ class _Walk:
 
     def _reader(self, node: onnx.NodeProto, tensor: str) -> list[str]:
         """Make up for the shift in a reader, or return the tensors that it passes the shift on to."""
-        first = tensor == node.input[0] or node.op_type in ("Add", "Max", "Min")
+        first = tensor == node.input[0] or node.op_type in ("Add", "Max", "Min", "Sum", "Mul", "Concat")
         if list(node.input).count(tensor) > 1 or not first:
             raise _RefusedError(f"{node.op_type} reads it in another place than its first input", node.name)
         counts = node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0)

@@ -140,7 +140,7 @@ class ShiftReport:
     Args:
         used: Whether it is used.
         shifted: Names of the tensors that are shifted with INT8 throughout; empty if it is not used.
-        refused: Name of each other quantized tensor behind a ReLU -> why it cannot be shifted.
+        refused: Name of each other quantized tensor with the values of a ReLU -> why it cannot be shifted.
         quantized: Number of all quantized tensors.
         plain: Without it; None if only the shifted graph was tried.
         after: With it; None if no tensor can be shifted, or the recipe turns it off.

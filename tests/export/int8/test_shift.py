@@ -204,12 +204,22 @@ def test_every_quantized_tensor_behind_a_relu_is_found_or_refused_with_a_node(ne
     relus = {n.output[0]: n.name for n in net.graph.node if n.op_type in ("Relu", "Clip")}
     for tensor in quantizable_tensors(net):
         if tensor in relus:
-            assert regions.nodes[tensor] == relus[tensor]
+            assert regions.nodes[tensor] == (relus[tensor],)
+    assert all(len(regions.nodes[tensor]) == 1 for tensor in regions.found)
     nodes = [node.name for node in net.graph.node]
     general = ("an output of the model", "have scales of their own", "has other readers")
     for why in regions.refused.values():
         assert why.node in nodes or any(words in why.kind for words in general), why
         assert not any(name in why.kind for name in nodes), why
+
+
+@given(net=nets())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_what_is_found_or_refused_leaves_half_of_the_levels(net):
+    regions = find_regions(net)
+    values = run(net)
+    for tensor in {**regions.found, **regions.refused}:
+        assert values[tensor].min() >= 0, tensor
 
 
 def test_the_property_finds_a_padded_reader_that_is_not_refused(monkeypatch):
@@ -268,7 +278,7 @@ def test_it_is_made_up_for(name):
     assert len(regions.found) >= 1
     shifted = assert_exact(model, amounts_of(model))
     assert set(shifted.notes.values()) == {room.SHIFTED}
-    assert set(shifted.notes) == {regions.nodes[tensor] for tensor in regions.found}
+    assert set(shifted.notes) == {relu for tensor in regions.found for relu in regions.nodes[tensor]}
 
 
 def computed(net, relu):
@@ -328,6 +338,71 @@ def test_it_is_refused_and_named(name):
     assert relu not in regions.found
     with pytest.raises(KeyError):
         shift(model, {relu: 1.0}, lambda node: None)
+
+
+def two_relus(net, relu):
+    return net.add("Concat", net.add("Relu", net.conv("x", 4)), relu, axis=1)
+
+
+def gated(net, relu):
+    gate = net.add("Sigmoid", net.conv(net.add("GlobalAveragePool", relu), 4))
+    return net.add("Mul", gate, relu)
+
+
+def counted_mean(net, relu):
+    return net.add("AveragePool", relu, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+
+
+def raised(net, relu):
+    return net.add("Mul", relu, net.constant(np.full((1, 4, 1, 1), 0.5)))
+
+
+def both_gated(net, relu):
+    return net.add("MaxPool", net.add("Concat", relu, gated(net, relu), axis=1), kernel_shape=[2, 2])
+
+
+BEYOND = {
+    "a Concat of two ReLUs": (two_relus, 8, "Concat reads it"),
+    "a gate": (gated, 4, "Mul reads it"),
+    "a mean that counts its border": (counted_mean, 4, "AveragePool counts the zeros of its border"),
+    "a positive factor": (raised, 4, "Mul reads it"),
+    "two of them, and a MaxPool": (both_gated, 8, "Mul reads it"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_a_refusing_node_makes_of_a_relu_is_refused_with_every_relu_in_it(name):
+    build, channels, kind = BEYOND[name]
+    net = Net()
+    relu = net.add("Relu", net.conv("x", 4))
+    last = build(net, relu)
+    model = net.model(net.conv(last, channels))
+    assert np.min(run(model)[last]) >= 0, "so half of the levels of INT8 are not used"
+    regions = find_regions(model)
+    assert last in regions.refused
+    assert (regions.refused[last].kind, last in regions.found) == (kind, False)
+    relus = {node.name for node in model.graph.node if node.op_type == "Relu"}
+    assert set(regions.nodes[last]) == relus
+    notes = shift(model, {}, lambda node: None).notes
+    assert notes.keys() == relus
+    assert all(note.startswith("not shifted: ") for note in notes.values())
+
+
+FULL = {
+    "a Concat with values below 0": lambda net, relu: net.add("Concat", relu, net.conv("x", 4), axis=1),
+    "a factor below 0": lambda net, relu: net.add("Concat", *[net.add("Mul", relu, net.constant(-1.0))] * 2, axis=1),
+    "a Sigmoid": lambda net, relu: net.add("Concat", *[net.add("Sigmoid", relu)] * 2, axis=1),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_tensor_that_no_relu_leaves_half_of_the_levels_is_not_named(name):
+    net = Net()
+    relu = net.add("Relu", net.conv("x", 4))
+    last = FULL[name](net, relu)
+    regions = find_regions(net.model(net.conv(last, 8)))
+    assert last in quantizable_tensors(net.model(net.conv(last, 8)))
+    assert last not in {**regions.refused, **regions.found}
 
 
 WRITERS = {
