@@ -174,7 +174,7 @@ def skipped(report: Mapping[str, object], shifting: bool) -> dict[str, tuple[str
         for name, refusal in part.get("refused", {}).items():
             add(f"no shift: {refusal['kind']}", name)
         for name, why in part.get("skipped", {}).items():
-            add(f"rounded to nearest: {why}", name)
+            add(f"no second-order rounding: {why}", name)
     return {why: tuple(names) for why, names in reasons.items()}
 
 

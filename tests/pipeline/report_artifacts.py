@@ -323,7 +323,7 @@ class Artifacts:
                 after=distances(32.0),
             ),
             equalization=Equalization(True, distances(25.5), {"0.5": distances(27.0), "0.7": distances(28.0)}, "0.7"),
-            rounding=SecondOrder(True, 54, distances(32.0), distances(34.25), {"conv_8/Conv": "it has 3 groups"}),
+            rounding=SecondOrder(True, 54, distances(32.0), distances(34.25), {"conv_8/Conv": "it stays in float"}),
             bias_correction=BiasCorrection(False, distances(34.25), distances(33.25)),
         )
         return replace(report, **self.calibration)

@@ -66,13 +66,13 @@ def test_what_is_skipped_is_grouped_by_its_reason_whatever_node_it_is() -> None:
                 "b": {"kind": "Conv reads it with padding", "node": "y/Conv"},
             },
         },
-        "rounding": {"used": False, "after": {}, "skipped": {"c": "it is grouped"}},
+        "rounding": {"used": False, "after": {}, "skipped": {"c": "it stays in float"}},
         "bias_correction": None,
     }
     assert skipped(report, shifting=True) == {
         "no shift: Conv reads it with padding": ("a", "b"),
         "it does not help on held-out images": ("rounding",),
-        "rounded to nearest: it is grouped": ("c",),
+        "no second-order rounding: it stays in float": ("c",),
     }
 
 

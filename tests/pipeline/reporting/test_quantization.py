@@ -149,8 +149,8 @@ def test_no_text_of_a_reason_is_taken_for_the_name_of_a_node() -> None:
     assert grouped(reasons) == {"Conv reads it": ["b", "c"], "it's read by the Conv's reader": ["a"]}
 
 
-def test_convolutions_that_stay_rounded_to_nearest_are_named(artifacts: Artifacts) -> None:
-    words = "Weights rounded to nearest, of conv_8: it has 3 groups."
+def test_convolutions_that_second_order_rounding_leaves_out_are_named(artifacts: Artifacts) -> None:
+    words = "No second-order rounding of conv_8: it stays in float."
     assert words in artifacts.write().page().section("Quantization").text
 
 
