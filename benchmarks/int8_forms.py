@@ -19,7 +19,7 @@ from export.errors import ProjectError
 from export.fp16.convert import FP16_MAX, has_half, preprocessing_nodes, to_half
 from export.int8.regions import find_regions
 from export.int8.scales import INT8_MAX, SHIFTED_MAX
-from export.int8.shift import LIFTED, shift
+from export.int8.shift import HIGHEST, LIFTED, shift
 from export.int8.trunk import trunk_nodes
 from export.onnx_passes.file import check_model, load_model, save_model
 from export.onnx_passes.graph import (
@@ -183,7 +183,8 @@ def _rectify(model: onnx.ModelProto, node: onnx.NodeProto, amount: float) -> Non
 def with_half_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return an INT8 graph with a trunk of FP16: its biases, Adds and scales, those of the weights included.
 
-    The layers that stay in float keep their types.
+    The layers that stay in float keep their types. A node of the trunk with a constant that FP16 cannot hold, as a bias
+    that makes up for a shift may be, stays FP32, as in a file that the quantize stage makes with such a trunk.
 
     Args:
         model: From `export.int8.qdq.quantize` on the base ``"fp16"``.
@@ -203,7 +204,17 @@ def with_half_trunk(model: onnx.ModelProto) -> onnx.ModelProto:
             f"Expected an INT8 file with a trunk of FP32. Received: {received} (there is one form less)."
         )
     prepared = {node.name for node in preprocessing_nodes(whole)}
-    return to_half(whole, keep=(single - trunk - prepared) | lifts)
+    return to_half(whole, keep=(single - trunk - prepared) | lifts | (trunk & _beyond_half(whole.graph)))
+
+
+def _beyond_half(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the nodes with a constant beyond FP16; float32's largest stands for no bound."""
+    largest = {
+        name: float(np.abs(values[np.abs(values) != HIGHEST]).max(initial=0.0))
+        for name, tensor in constants(graph).items()
+        if (values := numpy_helper.to_array(tensor)).dtype == np.float32
+    }
+    return {node.name for node in graph.node if any(largest.get(name, 0.0) > FP16_MAX for name in node.input)}
 
 
 def write_forms(artifacts: Path) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +150,7 @@ def gain(before: np.ndarray, after: np.ndarray, agreed: tuple[np.ndarray, np.nda
 
 
 def skipped(report: Mapping[str, object], shifting: bool) -> dict[str, tuple[str, ...]]:
-    """Return what a search left out, by reason; names in quotes are taken out of the reasons, so that they group.
+    """Return what a search left out, by reason.
 
     Args:
         report: ``calibration.json`` as JSON types.
@@ -160,7 +159,7 @@ def skipped(report: Mapping[str, object], shifting: bool) -> dict[str, tuple[str
     reasons: dict[str, list[str]] = {}
 
     def add(why: str, name: str) -> None:
-        reasons.setdefault(re.sub(r" '[^']*'", "", why), []).append(name)
+        reasons.setdefault(why, []).append(name)
 
     shift = report.get("shift")
     if shifting and isinstance(shift, Mapping) and shift.get("after") is None and not shift["refused"]:
@@ -172,9 +171,10 @@ def skipped(report: Mapping[str, object], shifting: bool) -> dict[str, tuple[str
         tried = part.get("after") is not None
         if tried and not part["used"]:
             add("it does not help on held-out images", title)
-        for entries, what in (("refused", "no shift"), ("skipped", "rounded to nearest")):
-            for name, why in (part.get(entries) or {}).items():
-                add(f"{what}: {why}", name)
+        for name, refusal in part.get("refused", {}).items():
+            add(f"no shift: {refusal['kind']}", name)
+        for name, why in part.get("skipped", {}).items():
+            add(f"no second-order rounding: {why}", name)
     return {why: tuple(names) for why, names in reasons.items()}
 
 

@@ -28,7 +28,8 @@ class SearchOptions:
         bias_correction: Whether biases are corrected for the mean quantization error, if that helps.
         sensitivity: Whether each layer is measured alone: ``"auto"`` if a graph misses its budget.
         sensitivity_images: Number of held-out images on which a layer is measured; whole graphs use all of them.
-        max_kept: Largest share of the convolutions that may stay FP16 in the INT8 graph.
+        max_kept: Largest share of the convolutions that may stay FP16 in the INT8 graph to meet the budget; at 0 no
+            other layer is kept for it, either.
         max_kept_fp32: Largest share of the convolutions that may stay FP32 in the FP16 graph.
         int8: The budget of the INT8 graph on held-out images.
         fp16: The budget of the FP16 graph on held-out images, to which a margin is added.

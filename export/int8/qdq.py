@@ -44,11 +44,13 @@ class Int8Graph:
         placements: The precision of each of its nodes.
         offsets: Tensor -> float64 (1,): what has to be added to its values to have those of the float model,
             see `export.int8.shift`.
+        shifted: The quantized tensors that are lowered, without those that only kept nodes read.
     """
 
     model: onnx.ModelProto
     placements: list[Placement]
     offsets: Mapping[str, np.ndarray]
+    shifted: tuple[str, ...]
 
 
 def quantize(
@@ -135,7 +137,8 @@ def quantize(
         result = to_half(result, keep=[*stay, *(name for name, precision in stays.items() if precision == "fp32")])
     else:
         check_model(result)
-    return Int8Graph(result, describe(fp32_model, edges, base, floats, stay, shifted.notes), shifted.offsets)
+    placements = describe(fp32_model, edges, base, floats, stay, shifted.notes)
+    return Int8Graph(result, placements, shifted.offsets, tuple(amounts))
 
 
 def _rounded_weights(

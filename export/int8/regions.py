@@ -13,6 +13,8 @@ import onnx
 from onnx import numpy_helper
 
 from export.int8.placement import quantized_edges, skip_input
+from export.int8.report import Refusal
+from export.int8.unshifted import behind, never_negative
 from export.onnx_passes.graph import Index, attribute
 from export.words import count
 
@@ -70,17 +72,20 @@ class Regions:
 
     Args:
         found: Quantized tensor -> its region.
-        refused: Quantized tensor behind a ReLU that cannot be shifted -> why, for people.
-        nodes: Quantized tensor behind a ReLU -> the name of that ReLU.
+        refused: Quantized tensor that holds the values of ReLUs and cannot be shifted -> why; of a tensor behind a node
+            that refuses, why that node does.
+        nodes: Each of these tensors -> the names of those ReLUs; a tensor that is found has one.
     """
 
     found: Mapping[str, Region]
-    refused: Mapping[str, str]
-    nodes: Mapping[str, str]
+    refused: Mapping[str, Refusal]
+    nodes: Mapping[str, tuple[str, ...]]
 
 
 class _RefusedError(Exception):
-    pass
+    def __init__(self, kind: str, node: str = "") -> None:
+        super().__init__(kind)
+        self.refusal = Refusal(kind, node)
 
 
 def find_regions(model: onnx.ModelProto) -> Regions:
@@ -89,7 +94,8 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     The ReLU's input must come from a Conv, from an Add that a Conv ends in, or from an Add of a constant, as of a
     BatchNorm. From the ReLU on, pooling and reshaping pass the shift on, and every other reader must be a Conv without
     padding, the residual Add of a Conv, or the pooling before the head. No tensor on the way may be an output of the
-    model, and exactly one may be quantized.
+    model, and exactly one may be quantized. What a reader that refuses makes of the values is refused with it, see
+    `export.int8.unshifted`.
 
     Args:
         model: Float, without Q/DQ.
@@ -99,25 +105,32 @@ def find_regions(model: onnx.ModelProto) -> Regions:
     quantized = list(dict.fromkeys(edge.tensor for edge in edges))
     reading = {edge.node for edge in edges}
     found: dict[str, Region] = {}
-    refused: dict[str, str] = {}
-    nodes: dict[str, str] = {}
-    for node in model.graph.node:
-        if not _rectifies(node, index):
-            continue
+    refused: dict[str, Refusal] = {}
+    nodes: dict[str, tuple[str, ...]] = {}
+    relus = [node for node in model.graph.node if _rectifies(node, index)]
+    rectified = {node.output[0] for node in relus}
+    positive = never_negative(model.graph, index, rectified)
+    for node in relus:
         walk = _Walk({value.name for value in model.graph.output}, index, reading)
-        reason = ""
+        why: Refusal | None = None
         try:
             walk.behind(node.output[0])
             of_conv = walk.before(node)
         except _RefusedError as error:
-            reason = str(error)
+            why = error.refusal
         inside = [name for name in quantized if name in walk.tensors]
-        nodes |= dict.fromkeys(inside, node.name)
         if len(inside) > 1:
-            reason = reason or f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own"
-        if reason:
-            refused |= dict.fromkeys(inside, reason)
+            why = why or Refusal(f"{count(len(inside), 'tensor')} behind this ReLU have scales of their own")
+        if why is not None:
+            refused |= dict.fromkeys(inside, why)
+            nodes |= dict.fromkeys(inside, (node.name,))
+            for reader, its_own in walk.refusing:
+                for name in behind(reader, index, rectified, positive):
+                    if name in quantized and node.name not in nodes.get(name, ()):
+                        refused.setdefault(name, its_own)
+                        nodes[name] = (*nodes.get(name, ()), node.name)
         elif inside:
+            nodes[inside[0]] = (node.name,)
             found[inside[0]] = Region(
                 node.name,
                 inside[0],
@@ -165,23 +178,25 @@ class _Walk:
     biases: list[Bias] = field(default_factory=list)
     pools: list[str] = field(default_factory=list)
     mains: list[str] = field(default_factory=list)
+    refusing: list[tuple[onnx.NodeProto, Refusal]] = field(default_factory=list)
 
     def behind(self, start: str) -> None:
         """Walk to all readers; the tensors on the way are collected even where one refuses."""
-        why = ""
+        first: _RefusedError | None = None
         pending = [start]
         while pending:
             tensor = pending.pop(0)
             self.tensors.append(tensor)
             if tensor in self.outputs:
-                why = why or "it is an output of the model"
+                first = first or _RefusedError("it is an output of the model")
             for node in {id(node): node for node in self.index.readers.get(tensor, ())}.values():
                 try:
                     pending += [name for name in self._reader(node, tensor) if name not in self.tensors]
                 except _RefusedError as error:
-                    why = why or str(error)
-        if why:
-            raise _RefusedError(why)
+                    first = first or error
+                    self.refusing.append((node, error.refusal))
+        if first is not None:
+            raise first
 
     def before(self, relu: onnx.NodeProto) -> bool:
         """Walk to the bias that loses m; return whether it is that of a Conv right before the ReLU."""
@@ -192,7 +207,7 @@ class _Walk:
             return True
         if writer.op_type in ("Add", "Sub") and (number := self._constant(writer)) is not None:
             if writer.op_type == "Sub" and number == 0:
-                raise _RefusedError("a Sub from a constant writes it")
+                raise _RefusedError("a Sub from a constant writes it", writer.name)
             self.biases.append(Bias(writer.name, number, -1.0 if writer.op_type == "Add" else 1.0))
             self.written.append(tensor)
             return False
@@ -201,7 +216,7 @@ class _Walk:
             self.written.append(tensor)
             self._lose(self._writer(main), main)
             return False
-        raise _RefusedError(f"{writer.op_type} {writer.name!r} writes it, which has no bias")
+        raise _RefusedError(f"{writer.op_type} writes it, which has no bias", writer.name)
 
     def _writer(self, tensor: str) -> onnx.NodeProto:
         writer = self.index.producers.get(tensor)
@@ -218,9 +233,9 @@ class _Walk:
 
     def _check_bias(self, conv: onnx.NodeProto) -> None:
         if len(conv.input) > 2 and conv.input[2] and conv.input[2] not in self.index.constants:
-            raise _RefusedError(f"the bias of Conv {conv.name!r} is computed")
+            raise _RefusedError("the bias of a Conv is computed", conv.name)
         if conv.input[1] not in self.index.constants:
-            raise _RefusedError(f"the weights of Conv {conv.name!r} are computed")
+            raise _RefusedError("the weights of a Conv are computed", conv.name)
 
     def _constant(self, node: onnx.NodeProto) -> int | None:
         """Return the index of the only constant among two inputs, None if there is none."""
@@ -229,12 +244,12 @@ class _Walk:
 
     def _reader(self, node: onnx.NodeProto, tensor: str) -> list[str]:
         """Make up for the shift in a reader, or return the tensors that it passes the shift on to."""
-        first = tensor == node.input[0] or node.op_type in ("Add", "Max", "Min")
+        first = tensor == node.input[0] or node.op_type in ("Add", "Max", "Min", "Sum", "Mul", "Concat")
         if list(node.input).count(tensor) > 1 or not first:
-            raise _RefusedError(f"{node.op_type} {node.name!r} reads it in another place than its first input")
+            raise _RefusedError(f"{node.op_type} reads it in another place than its first input", node.name)
         counts = node.op_type == "AveragePool" and attribute(node, "count_include_pad", 0)
         if counts and (_pads(node) or attribute(node, "ceil_mode", 0)):
-            raise _RefusedError(f"AveragePool {node.name!r} counts the zeros of its border")
+            raise _RefusedError("AveragePool counts the zeros of its border", node.name)
         if node.op_type in _MEANS and node.name in self.quantized:
             self.pools.append(node.name)
             return []
@@ -248,12 +263,12 @@ class _Walk:
         elif node.op_type == "Add":
             self._add(node, tensor)
         else:
-            raise _RefusedError(f"{node.op_type} {node.name!r} reads it")
+            raise _RefusedError(f"{node.op_type} reads it", node.name)
         return []
 
     def _conv(self, node: onnx.NodeProto) -> None:
         if _pads(node):
-            raise _RefusedError(f"Conv {node.name!r} reads it with padding, whose zeros would stand for 128 scales")
+            raise _RefusedError("Conv reads it with padding, whose zeros would stand for 128 scales", node.name)
         self._check_bias(node)
         self.biases.append(Bias(node.name, 2, weighted=True))
 
@@ -261,13 +276,9 @@ class _Walk:
         main = node.input[1 - list(node.input).index(tensor)] if len(node.input) == 2 else ""
         writer = self.index.producers.get(main)
         if writer is None or writer.op_type != "Conv" or len(self.index.readers[main]) != 1:
-            raise _RefusedError(
-                f"Add {node.name!r} reads it, and no Conv of its own on the other side makes up for that"
-            )
+            raise _RefusedError("Add reads it, and no Conv of its own on the other side makes up for that", node.name)
         if main in self.outputs:
-            raise _RefusedError(
-                f"Conv {writer.name!r}, which would make up for it in Add {node.name!r}, is an output of the model"
-            )
+            raise _RefusedError("the Conv that would make up for it in an Add is an output of the model", writer.name)
         self._check_bias(writer)
         self.biases.append(Bias(writer.name, 2))
         self.mains.append(main)

@@ -113,6 +113,22 @@ class Equalization:
         return self.strengths[self.strength]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a quantized tensor behind a ReLU cannot be shifted.
+
+    Args:
+        kind: The reason, without names.
+        node: Name of the node that is the reason; empty if there is none.
+    """
+
+    kind: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.node!r})" if self.node else self.kind
+
+
 ShiftMode = Literal["auto", "always", "conv", "never"]
 WeightRounding = Literal["second_order", "nearest"]
 
@@ -123,8 +139,8 @@ class ShiftReport:
 
     Args:
         used: Whether it is used.
-        shifted: Names of the tensors that are shifted; empty if it is not used.
-        refused: Name of each other quantized tensor behind a ReLU -> why it cannot be shifted.
+        shifted: Names of the tensors that are shifted with INT8 throughout; empty if it is not used.
+        refused: Name of each other quantized tensor with the values of a ReLU -> why it cannot be shifted.
         quantized: Number of all quantized tensors.
         plain: Without it; None if only the shifted graph was tried.
         after: With it; None if no tensor can be shifted, or the recipe turns it off.
@@ -132,7 +148,7 @@ class ShiftReport:
 
     used: bool
     shifted: tuple[str, ...]
-    refused: Mapping[str, str]
+    refused: Mapping[str, Refusal]
     quantized: int
     plain: Distances | None = None
     after: Distances | None = None

@@ -41,7 +41,8 @@ class Scales:
         key: The inputs of calibration: sha256 of the model and of the images, preprocessing, and settings. Defaults to
             none; scales with another key are stale.
         shifted: The tensors that are lowered by `SHIFT_STEPS` scales before they are quantized, so that 255 levels
-            cover [0, 255 * scale]; see `export.int8.shift`. Defaults to none.
+            cover [0, 255 * scale]; see `export.int8.shift`. In a file, those that the INT8 graph lowers. Defaults to
+            none.
         schema: Version of the file's format.
 
     Raises:

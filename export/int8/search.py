@@ -7,7 +7,7 @@ Held-out images gave no scales, and every choice is reported. `export.int8.fp16_
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -56,7 +56,8 @@ class SearchResult:
     Args:
         fp16: The FP16 graph.
         model: The float model of the INT8 graph: equalized, biases corrected.
-        scales: The scales of its activations.
+        scales: The scales of its activations, those that only kept nodes read included; shifted are those of the INT8
+            graph.
         weights: Name of the weight of a quantized Conv -> what it is rounded to.
         factors: Tensor name -> (C,), what its channels are multiplied by to have the values of the FP32 model.
         offsets: Tensor name -> (1,), what is added to its values before that, see `export.int8.shift`.
@@ -126,7 +127,7 @@ def search(
     costs: list[LayerCost] = []
     if options.sensitivity == "always" or (options.sensitivity == "auto" and not met):
         costs = run.measure()
-        met = met or run.keep_layers(costs)
+        met = met or (options.max_kept > 0 and run.keep_layers(costs))
     corrected = run.model(run.kept)
     int8 = quantize(corrected, run.scales, weights=run.weights, trunk=options.trunk, kept=run.kept)
     logger.debug("placement of INT8:\n%s", placement_table(int8.placements))
@@ -149,8 +150,9 @@ def search(
         mixed=Distances.of(run.result) if run.mixed else None,
         trunk=options.trunk,
     )
+    scales = replace(run.scales, shifted=int8.shifted)
     return SearchResult(
-        *(fp16, corrected, run.scales, run.weights, run.base.factors, int8.offsets, run.kept, int8.model),
+        *(fp16, corrected, scales, run.weights, run.base.factors, int8.offsets, run.kept, int8.model),
         *(int8.placements, costs, run.result, report, run.record()),
     )
 

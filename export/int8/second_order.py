@@ -212,7 +212,7 @@ def _with_codes(
             inputs.setdefault(node.input[1], []).append(source)
     for name, sources in list(inputs.items()):
         if len({source.groups for source in sources}) > 1:
-            why = f"Convs with another number of groups read its weights {name!r}, too"
+            why = "Convs with another number of groups read its weights, too"
             skipped |= {source.node: why for source in inputs.pop(name)}
     nodes = {node.name: node for node in graph.node}
     for (reader, index), tensor in edges.items():

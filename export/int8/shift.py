@@ -64,8 +64,11 @@ def shift(
         KeyError: A tensor has no region.
     """
     regions = find_regions(model)
-    notes = {regions.nodes[tensor]: f"not shifted: {why}" for tensor, why in regions.refused.items()}
-    notes |= {regions.nodes[tensor]: SHIFTED for tensor in amounts}
+    notes: dict[str, str] = {}
+    for tensor, why in regions.refused.items():
+        for relu in regions.nodes[tensor]:
+            notes.setdefault(relu, f"not shifted: {why}")
+    notes |= {relu: SHIFTED for tensor in amounts for relu in regions.nodes[tensor]}
     if not amounts:
         return Shifted(model, {}, frozenset(), {}, notes)
     result = copy_model(model)

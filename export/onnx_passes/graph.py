@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,22 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     """Return the initializers by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def before_casts(tensor: str, written: Mapping[str, onnx.NodeProto], known: Collection[str] = ()) -> str:
+    """Return the tensor of whose values casts make a tensor.
+
+    Args:
+        tensor: Name of the tensor.
+        written: From `producers`.
+        known: Tensors at which the walk ends although a Cast writes them. Defaults to none.
+
+    Returns:
+        The nearest tensor that is known, or that no Cast writes; the tensor itself if that is one.
+    """
+    while tensor not in known and (node := written.get(tensor)) is not None and node.op_type == "Cast":
+        tensor = node.input[0]
+    return tensor
 
 
 @dataclass(frozen=True)

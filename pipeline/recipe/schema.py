@@ -318,7 +318,7 @@ class Quantize:
     max_kept: Annotated[
         float,
         within(0, 1),
-        "share of the convolutions that may stay in FP16 to meet `verify.thresholds.int8`",
+        "share of the convolutions that may stay in FP16 to meet `verify.thresholds.int8`; 0: no layer is kept for it",
     ] = 0.1
     max_kept_fp32: Annotated[
         float,

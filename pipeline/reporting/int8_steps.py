@@ -1,7 +1,6 @@
 """What the search for INT8 tried, step by step: its rows, what each step gained, what has no eighth bit."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from export.words import count, listed
 from pipeline.reporting.html import Bar, Chart, Table
 
 NO_NUMBER = "equal, or not finite"  # where a distance has no SQNR
-_NAMES = re.compile(r" (?:'[^']*'|\"[^\"]*\")")  # of nodes, as `repr` writes them
 _NO_RELU = "no ReLU writes it, or its ReLU is not among those that quantize.shift asks for"
 
 
@@ -129,7 +127,7 @@ def _bar(step: Step) -> Bar:
 
 def not_shifted(shift: ShiftReport) -> Table:
     """Group the quantized tensors that have no eighth bit by the reason."""
-    reasons = dict(shift.refused)
+    reasons = {name: refusal.kind for name, refusal in shift.refused.items()}
     rows = [(f"{len(names)}", why, layers(names)) for why, names in grouped(reasons).items()]
     if shift.used and (others := shift.quantized - len(shift.shifted) - len(reasons)) > 0:
         rows.append((f"{others}", _NO_RELU, ""))
@@ -137,14 +135,14 @@ def not_shifted(shift: ShiftReport) -> Table:
 
 
 def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each reason, without the names of nodes in it, with the names that it is given for; the commonest first.
+    """Return each reason with the names that it is given for; the commonest first.
 
     Args:
-        reasons: name -> why, such as "Conv 'a/Conv' reads it with padding".
+        reasons: name -> why, such as "Conv reads it with padding".
     """
     groups: dict[str, list[str]] = {}
     for name, why in reasons.items():
-        groups.setdefault(_NAMES.sub("", why), []).append(name)
+        groups.setdefault(why, []).append(name)
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 

@@ -55,7 +55,7 @@ def _calibration(report: CalibrationReport) -> Section:
         chart=gains(report),
         tried=Table(TRIED, rows),
         not_shifted=not_shifted(report.shift),
-        to_nearest=[f"Weights rounded to nearest, of {layers(ns)}: {why}." for why, ns in grouped(skipped).items()],
+        not_rounded=[f"No second-order rounding of {layers(names)}: {why}." for why, names in grouped(skipped).items()],
     )
 
 

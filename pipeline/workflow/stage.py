@@ -50,6 +50,8 @@ class Stage(Generic[R]):
         environment: Function from the declared part of the recipe to facts about this machine that decide the result.
         takes_new_images: Whether every image is decoded before it runs, and damaged ones are left out from then on.
         bytes_per_weight: Function from the recipe to the bytes that it writes per weight of the model; 0 if unknown.
+        fixed_bytes: Bytes that its files take beside the weights, as graphs and records do; counted where
+            ``bytes_per_weight`` is known. Defaults to 0.
         module: Module whose code and imports decide the result. Defaults to "": the module of ``run``.
     """
 
@@ -61,6 +63,7 @@ class Stage(Generic[R]):
     environment: Callable[[Recipe], dict[str, object]] = field(default=lambda _: {})
     takes_new_images: bool = False
     bytes_per_weight: Callable[[Recipe], int] = field(default=lambda _: 0)
+    fixed_bytes: int = 0
     module: str = ""
 
     def key(self, context: Context, manifest: Manifest | None) -> Key:
@@ -147,9 +150,8 @@ def execute(stage: Stage[Any], context: Context, force: bool = False) -> Outcome
         return Outcome(stage.name, False, (), manifest)
     log.info("%-9s runs: %s", stage.name, listed(reasons, most=4, separator="; "))
     if (weight := stage.bytes_per_weight(context.recipe)) and (parameters := _parameters(context)):
-        require_space(
-            folder, weight * parameters, f"the files of {stage.name}, which hold {count(parameters, 'weight')}"
-        )
+        needed = weight * parameters + stage.fixed_bytes
+        require_space(folder, needed, f"the files of {stage.name}, which hold {count(parameters, 'weight')}")
     if stage.takes_new_images and context.leave_out_damaged():
         key = stage.key(context, manifest)
     if CARD in key.inputs:

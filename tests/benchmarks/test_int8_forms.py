@@ -82,6 +82,21 @@ def test_a_trunk_of_fp16_is_that_of_the_quantize_stage(kept: dict[str, Kept]) ->
     assert types == others
 
 
+@pytest.mark.parametrize("conv", ["twoa", "oneb"])
+def test_a_bias_that_fp16_cannot_hold_stays_fp32_in_a_trunk_of_fp16(conv: str) -> None:
+    model = residual_classifier()
+    bias = constants(model.graph)[f"{conv}_b"]
+    bias.CopyFrom(numpy_helper.from_array(np.where(np.arange(16) == 0, np.float32(1e5), 1.0).astype("f"), bias.name))
+    found = with_half_trunk(int8(model, shifted=True))
+    expected = int8(model, shifted=True, trunk="fp16")
+    assert constants(found.graph)[bias.name].data_type == onnx.TensorProto.FLOAT
+    assert op_counts(found) == op_counts(expected)
+    types, others = ({name: tensor.data_type for name, tensor in constants(one.graph).items()} for one in
+                     (found, expected))  # fmt: skip
+    assert types == others
+    assert onnx.TensorProto.FLOAT16 in types.values()
+
+
 @pytest.mark.parametrize(
     ("form", "more", "said"),
     [

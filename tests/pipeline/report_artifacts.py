@@ -21,6 +21,7 @@ from export.int8.report import (
     Fp16Rounding,
     Placement,
     PlacementReport,
+    Refusal,
     SecondOrder,
     ShiftReport,
 )
@@ -313,16 +314,16 @@ class Artifacts:
                 True,
                 ("conv_1/Relu:0", "conv_2/Relu:0"),
                 {
-                    "conv_3/Relu:0": "Conv 'conv_4/Conv' reads it with padding",
-                    "conv_5/Relu:0": "it is an output of the model",
-                    "conv_6/Relu:0": "Conv 'conv_7/Conv' reads it with padding",
+                    "conv_3/Relu:0": Refusal("Conv reads it with padding", "conv_4/Conv"),
+                    "conv_5/Relu:0": Refusal("it is an output of the model"),
+                    "conv_6/Relu:0": Refusal("Conv reads it with padding", "conv_7/Conv"),
                 },
                 6,
                 plain=distances(30.5),
                 after=distances(32.0),
             ),
             equalization=Equalization(True, distances(25.5), {"0.5": distances(27.0), "0.7": distances(28.0)}, "0.7"),
-            rounding=SecondOrder(True, 54, distances(32.0), distances(34.25), {"conv_8/Conv": "it has 3 groups"}),
+            rounding=SecondOrder(True, 54, distances(32.0), distances(34.25), {"conv_8/Conv": "it stays in float"}),
             bias_correction=BiasCorrection(False, distances(34.25), distances(33.25)),
         )
         return replace(report, **self.calibration)

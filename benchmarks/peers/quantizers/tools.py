@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from tqdm import tqdm
 
 from export.errors import ProjectError
+from export.onnx_passes.graph import before_casts, producers
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,11 @@ def placement(model: onnx.ModelProto) -> Int8Placement:
     Args:
         model: the quantised model.
     """
-    producers = {name: node for node in model.graph.node for name in node.output}
+    written = producers(model.graph)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def quantized(node: onnx.NodeProto, index: int) -> bool:
-        source = producers.get(node.input[index]) if len(node.input) > index else None
-        while source is not None and source.op_type == "Cast":
-            source = producers.get(source.input[0])
+        source = written.get(before_casts(node.input[index], written)) if len(node.input) > index else None
         return source is not None and source.op_type == "DequantizeLinear"
 
     flags: dict[str, list[bool]] = collections.defaultdict(list)

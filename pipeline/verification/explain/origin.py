@@ -18,7 +18,7 @@ from onnx import ModelProto, load
 from export.errors import ProjectError
 from export.int8.report import RoundingReport
 from export.int8.scales import SCALES_REMEDY, Scales
-from export.onnx_passes.graph import Index
+from export.onnx_passes.graph import before_casts, producers
 from export.onnx_passes.layer_names import keras_layer
 from export.records import read_record
 from pipeline.artifacts.tensor_changes import TensorChange, read_changes, read_corrections
@@ -63,12 +63,10 @@ def compare_with_origin(path: Path, origin: Origin, pixels: np.ndarray) -> Round
 
 def _pairs(model: ModelProto, source: ModelProto, changes: Mapping[str, TensorChange]) -> dict[str, QuantizedTensor]:
     """Return the pairs of activations that the FP32 file has too, by their tensor there."""
-    index, own = Index.of(model.graph), {name for node in source.graph.node for name in node.output}
+    written, own = producers(model.graph), {name for node in source.graph.node for name in node.output}
     found: dict[str, QuantizedTensor] = {}
     for pair in quantized_tensors(model, changes):
-        name = pair.tensor
-        while name not in own and (node := index.producers.get(name)) is not None and node.op_type == "Cast":
-            name = node.input[0]
+        name = before_casts(pair.tensor, written, own)
         if name in own:
             found[name] = pair
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from export.fp16.convert import FP16_MAX
-from export.onnx_passes.graph import Index, attribute
+from export.onnx_passes.graph import Index, attribute, before_casts
 from export.onnx_passes.layer_names import keras_layer
 from export.words import count
 from pipeline.artifacts.tensor_changes import UNCHANGED, TensorChange
@@ -175,9 +175,7 @@ class _Comparison:
 
     def _pair(self, tensor: str) -> QuantizedTensor | None:
         """Return the pair that writes a tensor, behind casts; None where none does."""
-        while (node := self._index.producers.get(tensor)) is not None and node.op_type == "Cast":
-            tensor = node.input[0]
-        return self._pairs.get(tensor)
+        return self._pairs.get(before_casts(tensor, self._index.producers))
 
 
 def _ends(node: NodeProto, index: Index) -> tuple[float, float] | None:

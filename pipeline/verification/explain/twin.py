@@ -13,6 +13,7 @@ from export.onnx_passes.cut import with_outputs
 from export.onnx_passes.graph import (
     Index,
     attribute,
+    before_casts,
     constants,
     consumers,
     copy_model,
@@ -115,9 +116,8 @@ def _name_of(node: NodeProto, written: Mapping[str, NodeProto]) -> str:
 
 def _offset_of(tensor: str, written: Mapping[str, NodeProto], changes: Mapping[str, TensorChange]) -> float:
     """Return what a tensor is lowered by, in all channels alike; a Cast before it keeps values."""
-    while tensor not in changes and (node := written.get(tensor)) is not None and node.op_type == "Cast":
-        tensor = node.input[0]
-    offsets = changes[tensor].offsets if tensor in changes else np.zeros(1)
+    change = changes.get(before_casts(tensor, written, changes))
+    offsets = change.offsets if change is not None else np.zeros(1)
     return float(offsets[0]) if len(offsets) == 1 else 0.0
 
 

@@ -56,20 +56,23 @@ def test_equal_logits_before_and_after_are_no_change() -> None:
     assert gain(np.full(9, np.inf), np.full(9, 30.0), same(9)).worse
 
 
-def test_what_is_skipped_is_grouped_by_its_reason_without_the_names_in_it() -> None:
+def test_what_is_skipped_is_grouped_by_its_reason_whatever_node_it_is() -> None:
     report = {
         "shift": {
             "used": True,
             "after": {},
-            "refused": {"a": "Conv 'x/Conv' reads it with padding", "b": "Conv 'y/Conv' reads it with padding"},
+            "refused": {
+                "a": {"kind": "Conv reads it with padding", "node": "x/Conv"},
+                "b": {"kind": "Conv reads it with padding", "node": "y/Conv"},
+            },
         },
-        "rounding": {"used": False, "after": {}, "skipped": {"c": "it is grouped"}},
+        "rounding": {"used": False, "after": {}, "skipped": {"c": "it stays in float"}},
         "bias_correction": None,
     }
     assert skipped(report, shifting=True) == {
         "no shift: Conv reads it with padding": ("a", "b"),
         "it does not help on held-out images": ("rounding",),
-        "rounded to nearest: it is grouped": ("c",),
+        "no second-order rounding: it stays in float": ("c",),
     }
 
 
@@ -78,11 +81,11 @@ def test_what_is_skipped_is_grouped_by_its_reason_without_the_names_in_it() -> N
     [
         ({}, False, {}),
         ({}, True, {"no quantized tensor is behind a ReLU": ("shift",)}),
-        ({"a": "why"}, True, {"no shift: why": ("a",)}),
+        ({"a": {"kind": "why", "node": ""}}, True, {"no shift: why": ("a",)}),
     ],
 )
 def test_a_shift_that_was_not_tried_did_not_fail_to_help(
-    refused: dict[str, str], shifting: bool, expected: dict[str, tuple[str, ...]]
+    refused: dict[str, dict[str, str]], shifting: bool, expected: dict[str, tuple[str, ...]]
 ) -> None:
     assert skipped({"shift": {"used": False, "after": None, "refused": refused}}, shifting) == expected
 

@@ -15,12 +15,12 @@ from export.int8 import calibrated
 from export.int8 import search as room
 from export.int8.equalization import STRENGTHS, equalize
 from export.int8.options import SearchOptions
-from export.int8.placement import measured_tensors
+from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize, rounded_activations
 from export.int8.scales import METHODS
 from export.int8.search import QUICK, SearchResult, search
 from export.int8.second_order import SecondOrderWeights
-from export.int8.sensitivity import Budget
+from export.int8.sensitivity import Budget, LayerCost, Selection
 from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.graph import op_counts
 from tests.export.tiny_graphs import floats, pixel_graph, pixels
@@ -147,6 +147,24 @@ def test_what_can_be_shifted_is_shifted_where_the_recipe_lets_it(mode: str, shif
     assert report.after == result.report.methods[result.scales.method]
 
 
+def test_what_only_kept_layers_read_is_not_recorded_as_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept pooling is the only reader of u: its ReLU stays, and scales.json lists what the file lowers."""
+    real = room.select_layers
+
+    def pooling(costs: list[LayerCost], *others: object) -> Selection:
+        found = real(costs, *others)
+        return replace(found, kept={cost.node: Kept("fp16", "a test") for cost in costs if cost.op != "Conv"}, met=True)
+
+    monkeypatch.setattr(room, "select_layers", pooling)
+    result = run(model=BLOCK, shift="always", equalize=False, int8=MISSED)
+    assert len(result.kept) == 2, "the Add, and the pooling"
+    assert op_counts(result.int8)["Clip"] == 1
+    assert (result.scales.shifted, result.report.shift.shifted) == (("r",), ("r", "u"))
+    assert {"r", "u"} <= set(result.scales.scales)
+    again = quantize(result.model, result.scales, weights=result.weights, kept=result.kept).model
+    assert again == result.int8, "the file for TensorRT 8.6 is made of them"
+
+
 def test_a_shift_that_does_not_help_is_undone_and_the_methods_are_tried_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,7 +186,8 @@ def test_what_cannot_be_shifted_is_named_with_the_reason() -> None:
     report = result.report.shift
     assert (report.used, report.shifted) == (True, ("u",))
     assert report.refused.keys() == {"r"}
-    assert "padding" in report.refused["r"]
+    assert "padding" in report.refused["r"].kind
+    assert report.refused["r"].node == [row.node for row in result.placements if row.op == "Conv"][1]
     reasons = [row.why for row in result.placements if row.op == "Relu"]
     assert [("not shifted" in why, "padding" in why) for why in reasons] == [(True, True), (False, False)]
     never = run(shift="never").report.shift
@@ -397,8 +416,9 @@ def test_corrected_biases_stay_where_they_bring_the_logits_closer(
 
 
 def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed() -> None:
-    none, every = (run(method="minmax", int8=MISSED, max_kept=most).report for most in (0.0, 1.0))
-    assert not any(node.startswith("Conv") for node in none.kept)
+    some, every = (run(method="minmax", int8=MISSED, max_kept=most).report for most in (0.1, 1.0))
+    assert some.kept
+    assert not any(node.startswith("Conv") for node in some.kept), "a tenth of two Convs is none"
     assert sum(node.startswith("Conv") for node in every.kept) == 2, "what comes closer is kept, though it misses"
     assert every.mixed is not None
     assert every.mixed.sqnr_db is not None
@@ -407,6 +427,15 @@ def test_layers_in_float_are_as_few_as_meet_the_budget_and_no_more_than_allowed(
     met = run(method="minmax", int8=Budget(sqnr_db=every.all_int8.sqnr_db + 1), max_kept=1.0).report
     assert met.budget_met
     assert len(met.kept) == 1
+
+
+def test_where_no_layer_may_be_kept_none_is() -> None:
+    """Not even the pooling before the head, which is no Conv and the only layer that may stay at a tenth."""
+    none = run(method="minmax", int8=MISSED, max_kept=0.0)
+    throughout = run(method="minmax", int8=MISSED, sensitivity="never")
+    assert none.costs, "they are measured for sensitivity.csv"
+    assert (none.kept, none.report.kept, none.report.mixed, none.report.budget_met) == ({}, (), None, False)
+    assert none.int8 == throughout.int8
 
 
 def test_layers_are_measured_on_as_many_images_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

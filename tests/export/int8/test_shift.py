@@ -11,6 +11,7 @@ from export.int8 import regions as rules
 from export.int8 import shift as room
 from export.int8.placement import quantizable_tensors
 from export.int8.regions import allowed, find_regions
+from export.int8.report import Refusal
 from export.int8.shift import shift
 from export.int8.weights import round_to_nearest
 from export.onnx_passes import graph
@@ -203,11 +204,22 @@ def test_every_quantized_tensor_behind_a_relu_is_found_or_refused_with_a_node(ne
     relus = {n.output[0]: n.name for n in net.graph.node if n.op_type in ("Relu", "Clip")}
     for tensor in quantizable_tensors(net):
         if tensor in relus:
-            assert regions.nodes[tensor] == relus[tensor]
-    nodes = [repr(node.name) for node in net.graph.node]
-    general = ("an output of the model", "have scales of their own", "has other readers", "a Sub from a constant")
+            assert regions.nodes[tensor] == (relus[tensor],)
+    assert all(len(regions.nodes[tensor]) == 1 for tensor in regions.found)
+    nodes = [node.name for node in net.graph.node]
+    general = ("an output of the model", "have scales of their own", "has other readers")
     for why in regions.refused.values():
-        assert any(name in why for name in nodes) or any(words in why for words in general), why
+        assert why.node in nodes or any(words in why.kind for words in general), why
+        assert not any(name in why.kind for name in nodes), why
+
+
+@given(net=nets())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_what_is_found_or_refused_leaves_half_of_the_levels(net):
+    regions = find_regions(net)
+    values = run(net)
+    for tensor in {**regions.found, **regions.refused}:
+        assert values[tensor].min() >= 0, tensor
 
 
 def test_the_property_finds_a_padded_reader_that_is_not_refused(monkeypatch):
@@ -227,12 +239,12 @@ def test_the_property_finds_a_padded_reader_that_is_not_refused(monkeypatch):
 
 
 def found_in(build):
-    """The net that a function builds on a ReLU behind a Conv, what is found in it, and that ReLU's reason."""
+    """The net that a function builds on a ReLU behind a Conv, what is found in it, and that ReLU's reason as text."""
     net = Net()
     relu = net.add("Relu", net.conv("x", 4))
     model = net.model(*build(net, relu))
     regions = find_regions(model)
-    return model, regions, regions.refused.get(relu, "")
+    return model, regions, str(regions.refused.get(relu, ""))
 
 
 def two_readers(net, relu):
@@ -266,7 +278,7 @@ def test_it_is_made_up_for(name):
     assert len(regions.found) >= 1
     shifted = assert_exact(model, amounts_of(model))
     assert set(shifted.notes.values()) == {room.SHIFTED}
-    assert set(shifted.notes) == {regions.nodes[tensor] for tensor in regions.found}
+    assert set(shifted.notes) == {relu for tensor in regions.found for relu in regions.nodes[tensor]}
 
 
 def computed(net, relu):
@@ -279,29 +291,36 @@ def skip_of_an_output(net, relu):
     return [net.add("Add", main, relu), main]
 
 
+PADDED = "Conv reads it with padding, whose zeros would stand for 128 scales"
 REFUSED = {
-    "padding": (lambda net, relu: [net.conv(relu, 4, kernel=3, pads=[1] * 4)], "'Conv_2' reads it with padding"),
-    "SAME": (lambda net, relu: [net.conv(relu, 4, kernel=3, auto_pad="SAME_UPPER")], "'Conv_2' reads it with padding"),
-    "Concat": (lambda net, relu: [net.add("Concat", relu, net.conv(relu, 4), axis=1)], "Concat 'Concat_3' reads it"),
+    "padding": (lambda net, relu: [net.conv(relu, 4, kernel=3, pads=[1] * 4)], f"{PADDED} ('Conv_2')"),
+    "SAME": (lambda net, relu: [net.conv(relu, 4, kernel=3, auto_pad="SAME_UPPER")], f"{PADDED} ('Conv_2')"),
+    "Concat": (
+        lambda net, relu: [net.add("Concat", relu, net.conv(relu, 4), axis=1)],
+        "Concat reads it ('Concat_3')",
+    ),
     "output": (lambda net, relu: [net.conv(relu, 4), relu], "it is an output of the model"),
     "counted border": (
         lambda net, relu: [
             net.conv(relu, 4),
             net.add("AveragePool", relu, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
         ],
-        "AveragePool 'AveragePool_3' counts the zeros of its border",
+        "AveragePool counts the zeros of its border ('AveragePool_3')",
     ),
-    "gate": (lambda net, relu: [net.conv(relu, 4), net.add("Sigmoid", relu)], "Sigmoid 'Sigmoid_3' reads it"),
+    "gate": (lambda net, relu: [net.conv(relu, 4), net.add("Sigmoid", relu)], "Sigmoid reads it ('Sigmoid_3')"),
     "classifier": (
         lambda net, relu: [net.conv(relu, 4), net.add("MatMul", relu, net.normal(8, 3))],
-        "MatMul 'MatMul_3' reads it",
+        "MatMul reads it ('MatMul_3')",
     ),
     "no Conv": (
         lambda net, relu: [net.conv(relu, 4), net.add("Add", relu, net.add("Sigmoid", "x"))],
         "no Conv of its own",
     ),
-    "main output": (skip_of_an_output, "Conv 'Conv_2', which would make up for it"),
-    "computed weights": (computed, "the weights of Conv 'Conv_6' are computed"),
+    "main output": (
+        skip_of_an_output,
+        "the Conv that would make up for it in an Add is an output of the model ('Conv_2')",
+    ),
+    "computed weights": (computed, "the weights of a Conv are computed ('Conv_6')"),
     "two scales": (
         lambda net, relu: [net.conv(relu, 4), net.conv(net.add("MaxPool", relu, kernel_shape=[2, 2]), 4)],
         "2 tensors behind this ReLU",
@@ -321,6 +340,71 @@ def test_it_is_refused_and_named(name):
         shift(model, {relu: 1.0}, lambda node: None)
 
 
+def two_relus(net, relu):
+    return net.add("Concat", net.add("Relu", net.conv("x", 4)), relu, axis=1)
+
+
+def gated(net, relu):
+    gate = net.add("Sigmoid", net.conv(net.add("GlobalAveragePool", relu), 4))
+    return net.add("Mul", gate, relu)
+
+
+def counted_mean(net, relu):
+    return net.add("AveragePool", relu, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+
+
+def raised(net, relu):
+    return net.add("Mul", relu, net.constant(np.full((1, 4, 1, 1), 0.5)))
+
+
+def both_gated(net, relu):
+    return net.add("MaxPool", net.add("Concat", relu, gated(net, relu), axis=1), kernel_shape=[2, 2])
+
+
+BEYOND = {
+    "a Concat of two ReLUs": (two_relus, 8, "Concat reads it"),
+    "a gate": (gated, 4, "Mul reads it"),
+    "a mean that counts its border": (counted_mean, 4, "AveragePool counts the zeros of its border"),
+    "a positive factor": (raised, 4, "Mul reads it"),
+    "two of them, and a MaxPool": (both_gated, 8, "Mul reads it"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_a_refusing_node_makes_of_a_relu_is_refused_with_every_relu_in_it(name):
+    build, channels, kind = BEYOND[name]
+    net = Net()
+    relu = net.add("Relu", net.conv("x", 4))
+    last = build(net, relu)
+    model = net.model(net.conv(last, channels))
+    assert np.min(run(model)[last]) >= 0, "so half of the levels of INT8 are not used"
+    regions = find_regions(model)
+    assert last in regions.refused
+    assert (regions.refused[last].kind, last in regions.found) == (kind, False)
+    relus = {node.name for node in model.graph.node if node.op_type == "Relu"}
+    assert set(regions.nodes[last]) == relus
+    notes = shift(model, {}, lambda node: None).notes
+    assert notes.keys() == relus
+    assert all(note.startswith("not shifted: ") for note in notes.values())
+
+
+FULL = {
+    "a Concat with values below 0": lambda net, relu: net.add("Concat", relu, net.conv("x", 4), axis=1),
+    "a factor below 0": lambda net, relu: net.add("Concat", *[net.add("Mul", relu, net.constant(-1.0))] * 2, axis=1),
+    "a Sigmoid": lambda net, relu: net.add("Concat", *[net.add("Sigmoid", relu)] * 2, axis=1),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_tensor_that_no_relu_leaves_half_of_the_levels_is_not_named(name):
+    net = Net()
+    relu = net.add("Relu", net.conv("x", 4))
+    last = FULL[name](net, relu)
+    regions = find_regions(net.model(net.conv(last, 8)))
+    assert last in quantizable_tensors(net.model(net.conv(last, 8)))
+    assert last not in {**regions.refused, **regions.found}
+
+
 WRITERS = {
     "an output": (lambda net: net.outputs.append("t0"), "what the ReLU reads is an output"),
     "another reader": (lambda net: net.outputs.append(net.add("Sigmoid", "t0")), "has other readers"),
@@ -335,13 +419,14 @@ def test_what_the_relu_reads_has_no_other_use(name):
     WRITERS[name][0](net)
     regions = find_regions(net.model(last))
     assert not regions.found
-    assert WRITERS[name][1] in regions.refused["t1"]
+    assert WRITERS[name][1] in regions.refused["t1"].kind
 
 
 def test_a_product_has_no_bias_that_loses_it():
     net = Net()
     relu = net.add("Relu", net.add("Mul", net.conv("x", 4), net.constant(2.0)))
-    assert "Mul 'Mul_1' writes it, which has no bias" in find_regions(net.model(net.conv(relu, 4))).refused[relu]
+    refused = find_regions(net.model(net.conv(relu, 4))).refused
+    assert refused[relu] == Refusal("Mul writes it, which has no bias", "Mul_1")
 
 
 def test_conv_leaves_out_what_is_behind_an_add():

@@ -47,6 +47,17 @@ def test_a_noop_between_input_and_output_stays():
     assert operators(graph.strip_noops(model)) == ["Identity"]
 
 
+def test_casts_are_followed_up_to_what_is_known():
+    half, single = {"to": TensorProto.FLOAT16}, {"to": TensorProto.FLOAT}
+    model = tiny([("Relu", ["x"], "r", {}), ("Cast", ["r"], "a", half), ("Cast", ["a"], "y", single)])
+    written = graph.producers(model.graph)
+    assert [graph.before_casts(name, written) for name in ("y", "a", "r", "x", "absent")] == [
+        *("r", "r", "r", "x", "absent")
+    ]
+    assert graph.before_casts("y", written, {"a", "r"}) == "a"
+    assert graph.before_casts("y", written, {"y": 1}) == "y"
+
+
 def test_a_node_without_inputs_stays():
     model = tiny([("RandomNormal", [], "r", {"shape": [1, 4, 6, 6]}), ("Add", ["x", "r"], "y", {})])
     assert sorted(operators(graph.strip_noops(model))) == ["Add", "RandomNormal"]

@@ -17,6 +17,7 @@ from pipeline.artifacts import output as output_files
 from pipeline.artifacts.output import describe_os_error, explain_full_disk, require_space
 from pipeline.artifacts.paths import CARD
 from pipeline.models.model_card import read_card
+from pipeline.stages import BY_NAME
 from tests.conftest import Chain
 
 Usage = namedtuple("Usage", "total used free")
@@ -34,7 +35,7 @@ def test_a_stage_does_not_start_where_its_weights_do_not_fit(
     monkeypatch.setattr("pipeline.keras_files.load.load_classifier", lambda *_: pytest.fail("it started"))
     monkeypatch.setattr("pipeline.training.loop._run_phase", lambda *_: pytest.fail("it started"))
     for stage, width in (("train", 4), ("export", 4), ("quantize", 2 + 1)):  # FP16, and INT8's codes
-        leave(monkeypatch, width * parameters - 1)
+        leave(monkeypatch, width * parameters + BY_NAME[stage].fixed_bytes - 1)
         before = {p: p.stat().st_mtime_ns for p in (finished_chain.root / stage).iterdir()}
         assert finished_chain.run(stage, "--force") == 2
         said = capsys.readouterr().err

@@ -144,13 +144,13 @@ def test_tensors_without_the_eighth_bit_are_grouped_by_the_reason(artifacts: Art
     ]
 
 
-def test_a_reason_is_the_same_whatever_the_node_is_called() -> None:
-    reasons = {"a": 'Conv "it\'s" reads it', "b": "Conv 'x y' reads it", "c": "it is an output"}
-    assert grouped(reasons) == {"Conv reads it": ["a", "b"], "it is an output": ["c"]}
+def test_no_text_of_a_reason_is_taken_for_the_name_of_a_node() -> None:
+    reasons = {"a": "it's read by the Conv's reader", "b": "Conv reads it", "c": "Conv reads it"}
+    assert grouped(reasons) == {"Conv reads it": ["b", "c"], "it's read by the Conv's reader": ["a"]}
 
 
-def test_convolutions_that_stay_rounded_to_nearest_are_named(artifacts: Artifacts) -> None:
-    words = "Weights rounded to nearest, of conv_8: it has 3 groups."
+def test_convolutions_that_second_order_rounding_leaves_out_are_named(artifacts: Artifacts) -> None:
+    words = "No second-order rounding of conv_8: it stays in float."
     assert words in artifacts.write().page().section("Quantization").text
 
 

@@ -108,6 +108,26 @@ def test_it_runs_once(toy: Toy) -> None:
     assert second.manifest == first.manifest
 
 
+def test_room_is_asked_for_weights_and_for_what_is_beside_them(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.workflow.stage._parameters", lambda context: 100)
+    toy.stage = replace(toy.stage, bytes_per_weight=lambda recipe: 3, fixed_bytes=40)
+    for free, runs in ((339, 0), (340, 1)):
+        monkeypatch.setattr("pipeline.artifacts.output._free", lambda path, free=free: free)
+        if not runs:
+            with pytest.raises(ProjectError, match=r"at least 340 bytes free .* for the files of later.* 339 bytes"):
+                toy.execute()
+        else:
+            toy.execute()
+        assert toy.runs == runs
+
+
+def test_quantize_counts_what_a_small_network_takes_beside_its_weights() -> None:
+    """The files of digits' ResNet-20, 274,042 parameters, without the list of its images, take 954,822 bytes."""
+    quantize = next(stage for stage in STAGES if stage.name == "quantize")
+    needed = quantize.bytes_per_weight(load_recipe(ROOT / "configs" / "digits.yaml")) * 274_042 + quantize.fixed_bytes
+    assert 0.95 < needed / 954_822 <= 1
+
+
 def test_force(toy: Toy) -> None:
     toy.execute()
     outcome = toy.execute(force=True)
