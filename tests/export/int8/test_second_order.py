@@ -113,6 +113,17 @@ def test_an_output_that_nearest_suits_better_keeps_it():
     assert np.array_equal(found.codes[worse], round_to_nearest(weight).codes[worse])
 
 
+def test_of_codes_that_are_equally_good_those_of_nearest_stay():
+    """Only the sum of the errors matters here, and it is 0 both for nearest and for the codes of the papers."""
+    weight, moments = np.array([127, 10.4375, 10.375, 9.5625, 9.625], np.float32), np.ones((1, 5, 5))
+    other = by_the_papers(weight, moments[0])
+    assert other.sum() == weight.sum()
+    assert other.tolist() == [127, 10, 11, 9, 10]
+    found, gain = round_weight(weight.reshape(1, 5, 1, 1), moments)
+    assert found.codes.reshape(-1).tolist() == [127, 10, 10, 10, 10]
+    assert gain == 0
+
+
 def test_weights_of_inputs_that_are_always_0_are_rounded_to_nearest():
     weight, x = floats(6, 8, 3, 3), inputs(100, 72)
     x[:, :, 9:27] = 0
@@ -355,6 +366,20 @@ def test_the_first_images_are_taken(result, scales):
     assert not same(short, result)
 
 
+def test_a_batch_that_ends_with_the_last_image_is_the_last(scales):
+    assert rounded(MODEL, scales, BATCH, images=10).images == 10
+
+
+def test_the_inputs_are_those_of_the_scales_in_the_file(scales):
+    """A file of FP16 rounds the scales of activations, too."""
+    half = scales.of_type("fp16")
+    assert half != scales
+    found = rounded(MODEL, scales, BATCH, kind="fp16")
+    assert same(found, rounded(MODEL, half, BATCH, kind="fp16"))
+    assert found.gains_db.keys() == {"a", "b", "c"}
+    assert all((weight.scales == weight.scales.astype(np.float16)).all() for weight in found.weights.values())
+
+
 def test_no_images_are_refused(scales):
     with pytest.raises(ProjectError, match="Received: none"):
         rounded(MODEL, scales, BATCH[:0])
@@ -426,3 +451,18 @@ def test_maps_of_patches_that_are_folded_into_the_first_axis_are_named():
     assert list(found.weights) == ["a", "c"]
     assert list(found.skipped) == ["Conv_4", "Conv_6"], "the second one shares its weights"
     assert "not one map an image" in found.skipped["Conv_4"]
+
+
+def test_a_later_conv_of_patches_takes_its_weights_from_an_earlier_conv_of_a_map():
+    nodes = [
+        *NODES[:3],  # `b` of a map of 8 channels of 6 x 6
+        ("Reshape", ["m", "patches"], "p", {}),
+        ("Conv", ["p", "b", "b_bias"], "q", {}),
+        ("Reshape", ["q", "whole"], "n", {}),
+        ("Conv", ["n", "c", "c_bias"], "v", {"group": 2, **SAME}),
+        *NODES[6:],
+    ]
+    model = build(nodes, patches=np.int64([-1, 8, 3, 3]), whole=np.int64([-1, 8, 6, 6]))
+    found = rounded(model, calibrate(model, [BATCH]), BATCH)
+    assert list(found.weights) == ["a", "c"]
+    assert list(found.skipped) == ["Conv_3", "Conv_5"]
