@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ProjectError
-from export.int8.bias_correction import bias_errors, collect_mean_maps, correct_biases
+from export.int8.bias_correction import added_to_biases, bias_errors, collect_mean_maps, correct_biases
 from export.int8.placement import Kept, quantizable_tensors, quantized_edges
 from export.int8.qdq import quantize
 from export.int8.scales import Scales
@@ -176,6 +176,19 @@ def test_a_conv_in_float_still_makes_up_for_the_skip_branch():
     (r,) = inner(model, batch, "r")
     error = (rounded(r, scales.scales["r"]) - r).mean(axis=(0, 2, 3))
     np.testing.assert_allclose(biases(new)["b_bias"], WEIGHTS["b_bias"] - error, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_added_is_told_beside_the_division_of_equalization():
+    factors = {"s": np.array([2.0, 0.5, 4.0, 1.0])}
+    added = np.array([1.0, -2.0, 0.25, 3.0])
+    nodes = [*NODES]
+    nodes[5] = ("Conv", ["u", "c"], "v", {"group": 2})
+    before = build(nodes)
+    after = build(nodes, a_bias=(WEIGHTS["a_bias"] / factors["s"] + added).astype(np.float32))
+    found = added_to_biases(before, after, factors)
+    assert found.keys() == {FIRST, SECOND}, "the third has no bias"
+    np.testing.assert_allclose(found[FIRST], added, rtol=1e-5)
+    np.testing.assert_array_equal(found[SECOND], np.zeros(4))
 
 
 def test_no_images_are_refused():
