@@ -43,6 +43,7 @@ WEIGHTS = {
     "a": widened(4, 4, 3, 3, seed=1), "a_bias": floats(4, seed=2),
     "b": widened(4, 4, 3, 3, seed=3), "b_bias": floats(4, seed=4),
     "c": widened(4, 4, 1, 1, seed=5), "c_bias": floats(4, seed=6),
+    "gray": floats(1, 4, 1, 1, seed=10),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "zero": np.float32(0), "one": np.float32(1),
     "dense": floats(4, 3, seed=7), "dense_t": floats(3, 4, seed=7), "dense_bias": floats(3, seed=8),
     "to_flat": np.array([0, 4]),
@@ -172,10 +173,15 @@ GROUPED = {"b": floats(4, 2, 3, 3, seed=3), "scale": floats(4, 1, 1, seed=9)}
         ([FIRST, ("Sigmoid", ["s"], "r", {}), ("Conv", ["r", "c"], "y", {})], ("y",)),
         ([FIRST, ("Relu", ["s"], "r", {}), ("Add", ["r", "f"], "t", {}), ("Conv", ["t", "c"], "y", {})], ("y",)),
         ([FIRST, ("Conv", ["s", "c"], "y", {}), ("ReduceMax", ["s"], "z", {})], ("y", "z")),
+        ([FIRST, ("Max", ["s", "one"], "r", {}), ("Conv", ["r", "c"], "y", {})], ("y",)),
+        (
+            [FIRST, ("Conv", ["s", "gray"], "n", {}), ("Add", ["n", "s"], "t", {}), ("Conv", ["t", "c"], "y", {})],
+            ("y",),
+        ),
     ],
     ids=[
         "grouped reader", "grouped writer", "Mul", "constant Add", "shared weight", "shared bias", "output behind",
-        "output", "ones in the Pad", "edge Pad", "Sigmoid", "tied to the input", "another reader",
+        "output", "ones in the Pad", "edge Pad", "Sigmoid", "tied to the input", "another reader", "Max with ones", "Add of one channel to all",
     ],
 )  # fmt: skip
 def test_what_must_not_be_touched(nodes, outputs):
@@ -186,6 +192,33 @@ def test_what_must_not_be_touched(nodes, outputs):
     assert touched(model, result.model) == set()
     assert result.tensors == 0
     assert all(result.statistics[name] is found for name, found in statistics.items())
+
+
+def test_the_strength_divides_between_ranges_of_activations_and_of_weights():
+    """At 1 all channels have one range; at 0 all inputs of the weights have."""
+    kernels = {
+        "b": np.array([[1, 0.5, 0.1, 0.1], [0.1, 1, 0.1, 0.2], [0, 0, 0, 0]], np.float32)[..., None, None],
+        "c": np.array([[20, 2, 5, 1]], np.float32)[..., None, None],
+    }
+    nodes = [FIRST, ("Conv", ["s", "b"], "y", {}), ("Conv", ["s", "c"], "z", {})]
+    model = build(nodes, ("y", "z"), **kernels)
+    statistics = statistics_of(model, pixels(4))
+    even = equalize(model, statistics, 1.0).statistics["s"].largest
+    np.testing.assert_allclose(even, statistics["s"].limit, rtol=1e-6)
+    table = graph.constants(equalize(model, statistics, 0.0).model.graph)
+    both = np.concatenate([numpy_helper.to_array(table["b"]), numpy_helper.to_array(table["c"]) / 20])
+    reached = np.abs(both).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(reached, reached[0], rtol=1e-6)
+
+
+def test_a_matmul_over_the_columns_of_a_map_reads_no_channels():
+    nodes = [FIRST, ("MatMul", ["s", "columns"], "y", {}), ("Conv", ["s", "c"], "z", {})]
+    weights = {name: WEIGHTS[name] for name in ("a", "a_bias", "c")} | {"columns": floats(4, 4, seed=9)}
+    model = pixel_graph(nodes, weights, x=("batch", 4, 4, 4), outputs=("y", "z"))
+    batch = pixels(4, 4, 4, 4)
+    result = equalize(model, statistics_of(model, batch))
+    assert touched(model, result.model) == set()
+    assert_same_answers(model, result.model, batch)
 
 
 def test_a_dead_channel_stays_finite():

@@ -251,8 +251,16 @@ def two_readers(net, relu):
     return [net.add("Add", net.conv(relu, 4), net.conv(relu, 4))]
 
 
+def block_behind(net, relu):
+    """Its main branch makes up for the skip branch, and loses what the ReLU behind the Add is lowered by."""
+    total = net.add("Add", net.conv(net.add("Relu", net.conv(relu, 4)), 4, bias=False), relu)
+    return [net.conv(net.add("Relu", total), 4)]
+
+
 EXACT = {
     "two Convs": two_readers,
+    "a Conv that widens and has no bias": lambda net, relu: [net.conv(relu, 4, 6, bias=False)],
+    "an identity block before a ReLU": block_behind,
     "a strided Conv": lambda net, relu: [net.conv(relu, 4, strides=[2, 2])],
     "a wide Conv without a border": lambda net, relu: [net.conv(relu, 4, kernel=3)],
     "a Conv with SAME and one weight a channel": lambda net, relu: [net.conv(relu, 4, auto_pad="SAME_UPPER")],
@@ -286,6 +294,23 @@ def computed(net, relu):
     return [net.add("Add", net.add("Conv", "x", weight), net.conv(relu, 4)), net.add("Conv", relu, weight)]
 
 
+def with_computed_bias(net, tensor):
+    return net.add("Conv", tensor, net.normal(4, 4, 1, 1), net.add("Neg", net.normal(4)))
+
+
+def computed_bias(net, relu):
+    return [with_computed_bias(net, relu)]
+
+
+def computed_bias_of_main(net, relu):
+    return [net.add("Add", with_computed_bias(net, "x"), relu)]
+
+
+def main_with_two_readers(net, relu):
+    main = net.conv("x", 4)
+    return [net.add("Add", main, relu), net.add("Sigmoid", main), net.conv(relu, 4)]
+
+
 def skip_of_an_output(net, relu):
     main = net.conv(relu, 4)
     return [net.add("Add", main, relu), main]
@@ -307,6 +332,21 @@ REFUSED = {
         ],
         "AveragePool counts the zeros of its border ('AveragePool_3')",
     ),
+    "counted last window": (  # which begins inside and ends outside
+        lambda net, relu: [
+            net.conv(relu, 4),
+            net.add("AveragePool", relu, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1),
+        ],
+        "AveragePool counts the zeros of its border ('AveragePool_3')",
+    ),
+    "SAME along one axis": (
+        lambda net, relu: [net.add("Conv", relu, net.normal(4, 4, 1, 3), kernel_shape=[1, 3], auto_pad="SAME_UPPER")],
+        "Conv reads it with padding, whose zeros would stand for 128 scales ('Conv_2')",
+    ),
+    "Max with two tensors": (
+        lambda net, relu: [net.conv(relu, 4), net.add("Max", relu, net.constant(0.2), "x")],
+        "Max reads it ('Max_3')",
+    ),
     "gate": (lambda net, relu: [net.conv(relu, 4), net.add("Sigmoid", relu)], "Sigmoid reads it ('Sigmoid_3')"),
     "classifier": (
         lambda net, relu: [net.conv(relu, 4), net.add("MatMul", relu, net.normal(8, 3))],
@@ -320,6 +360,9 @@ REFUSED = {
         skip_of_an_output,
         "the Conv that would make up for it in an Add is an output of the model ('Conv_2')",
     ),
+    "main with two readers": (main_with_two_readers, "no Conv of its own"),
+    "computed bias": (computed_bias, "the bias of a Conv is computed ('Conv_3')"),
+    "computed bias of the main branch": (computed_bias_of_main, "the bias of a Conv is computed ('Conv_3')"),
     "computed weights": (computed, "the weights of a Conv are computed ('Conv_6')"),
     "two scales": (
         lambda net, relu: [net.conv(relu, 4), net.conv(net.add("MaxPool", relu, kernel_shape=[2, 2]), 4)],
@@ -422,6 +465,32 @@ def test_what_the_relu_reads_has_no_other_use(name):
     assert WRITERS[name][1] in regions.refused["t1"].kind
 
 
+def test_what_makes_up_for_it_before_the_relu_has_no_other_use():
+    """The Conv of a main branch whose bias would lose m."""
+    net = Net()
+    main = net.conv("x", 4)
+    relu = net.add("Relu", net.add("Add", main, net.add("Sigmoid", "x")))
+    model = net.model(net.conv(relu, 4), main)
+    assert "what the ReLU reads is an output" in find_regions(model).refused[relu].kind
+
+
+def test_a_computed_bias_cannot_lose_it():
+    net = Net()
+    relu = net.add("Relu", with_computed_bias(net, "x"))
+    model = net.model(net.conv(relu, 4))
+    assert str(find_regions(model).refused[relu]) == "the bias of a Conv is computed ('Conv_1')"
+
+
+@pytest.mark.parametrize(
+    "bounds", [(-1.0, 6.0), (0.0, "computed"), ()], ids=["below 0", "a computed maximum", "no bounds"]
+)
+def test_a_clip_that_is_no_relu_is_none(bounds):
+    net = Net()
+    names = [net.add("Exp", net.constant(2.0)) if bound == "computed" else net.constant(bound) for bound in bounds]
+    regions = find_regions(net.model(net.conv(net.add("Clip", net.conv("x", 4), *names), 4)))
+    assert (regions.found, regions.refused, regions.nodes) == ({}, {}, {})
+
+
 def test_a_product_has_no_bias_that_loses_it():
     net = Net()
     relu = net.add("Relu", net.add("Mul", net.conv("x", 4), net.constant(2.0)))
@@ -430,13 +499,15 @@ def test_a_product_has_no_bias_that_loses_it():
 
 
 def test_conv_leaves_out_what_is_behind_an_add():
+    """Of two branches, or of a constant, as a BatchNorm has."""
     net = Net()
     stem = net.add("Relu", net.conv("x", 4))
     block = net.add("Relu", net.add("Add", net.conv(stem, 4), stem))
-    regions = find_regions(net.model(net.conv(block, 4)))
+    normalized = net.add("Relu", net.add("Add", net.add("Mul", net.conv(block, 4), net.normal(1)), net.normal(1)))
+    regions = find_regions(net.model(net.conv(normalized, 4)))
     assert allowed(regions, "never") == ()
     assert allowed(regions, "conv") == (stem,)
-    assert allowed(regions, "auto") == allowed(regions, "always") == (stem, block)
+    assert allowed(regions, "auto") == allowed(regions, "always") == (stem, block, normalized)
 
 
 def test_the_clip_in_place_of_a_relu_has_finite_bounds():
@@ -449,6 +520,25 @@ def test_the_clip_in_place_of_a_relu_has_finite_bounds():
     bounds = [[float(table[name]) for name in n.input[1:]] for n in result.graph.node if n.op_type == "Clip"]
     assert bounds == [[-2.0, room.HIGHEST], [-1.5, 4.5]]
     assert result.graph.node[0].op_type == "Conv"
+
+
+def test_only_what_is_shifted_is_noted():
+    net = Net()
+    relu = net.add("Relu", net.conv("x", 4))
+    model = net.model(net.conv(net.add("Relu", net.conv(relu, 4)), 4))
+    assert shift(model, {relu: 1.0}, lambda node: None).notes == {"Relu_1": room.SHIFTED}
+
+
+def test_the_largest_constants_are_absolute_and_no_border_is_among_them():
+    net = Net()
+    written = net.add("Conv", "x", net.constant(np.ones((4, 4, 1, 1))), net.constant(np.full(4, -70000.0)))
+    relu = net.add("Relu", written)
+    border = net.constant(np.array([float(LOWEST), 0.5, 0.0, float(LOWEST)]).reshape(4, 1, 1))
+    bounded = net.add("Max", relu, border)
+    model = net.model(net.add("Conv", bounded, net.constant(np.full((4, 4, 1, 1), -2.0)), net.constant(np.zeros(4))))
+    (tensor,) = find_regions(model).found
+    largest = shift(model, {tensor: 3.0}, lambda node: None).largest
+    assert largest == {"Conv_0": 70003.0, "Max_2": 3.0, "Conv_3": 24.0}
 
 
 def test_the_argument_stays_and_nothing_to_shift_changes_nothing():
