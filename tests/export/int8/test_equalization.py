@@ -174,6 +174,8 @@ GROUPED = {"b": floats(4, 2, 3, 3, seed=3), "scale": floats(4, 1, 1, seed=9)}
         ([FIRST, ("Relu", ["s"], "r", {}), ("Add", ["r", "f"], "t", {}), ("Conv", ["t", "c"], "y", {})], ("y",)),
         ([FIRST, ("Conv", ["s", "c"], "y", {}), ("ReduceMax", ["s"], "z", {})], ("y", "z")),
         ([FIRST, ("Max", ["s", "one"], "r", {}), ("Conv", ["r", "c"], "y", {})], ("y",)),
+        ([FIRST, ("Conv", ["s", "c"], "y", {}), ("Conv", ["f", "c"], "z", {})], ("y", "z")),
+        ([FIRST, ("Clip", ["s", "zero", "one"], "r", {}), ("Conv", ["r", "c"], "y", {})], ("y",)),
         (
             [FIRST, ("Conv", ["s", "gray"], "n", {}), ("Add", ["n", "s"], "t", {}), ("Conv", ["t", "c"], "y", {})],
             ("y",),
@@ -181,7 +183,8 @@ GROUPED = {"b": floats(4, 2, 3, 3, seed=3), "scale": floats(4, 1, 1, seed=9)}
     ],
     ids=[
         "grouped reader", "grouped writer", "Mul", "constant Add", "shared weight", "shared bias", "output behind",
-        "output", "ones in the Pad", "edge Pad", "Sigmoid", "tied to the input", "another reader", "Max with ones", "Add of one channel to all",
+        "output", "ones in the Pad", "edge Pad", "Sigmoid", "tied to the input", "another reader",
+        "Max with ones", "weight of another reader", "Clip", "Add of one channel to all",
     ],
 )  # fmt: skip
 def test_what_must_not_be_touched(nodes, outputs):
@@ -211,6 +214,16 @@ def test_the_strength_divides_between_ranges_of_activations_and_of_weights():
     np.testing.assert_allclose(reached, reached[0], rtol=1e-6)
 
 
+def test_a_channel_is_as_wide_as_in_the_tensor_where_it_is_widest():
+    """Of tensors that share their factors, each in units of its own range."""
+    model = build([*RESIDUAL[:3], ("Add", ["m", "s"], "t", {}), *RESIDUAL[4:]], b=100 * WEIGHTS["b"])
+    statistics = statistics_of(model, pixels(4))
+    found = equalize(model, statistics, 1.0).statistics
+    group = ("s", "r", "m", "t", "u")
+    widths = np.max([found[name].largest / statistics[name].limit for name in group if name in statistics], axis=0)
+    np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
+
+
 def test_a_matmul_over_the_columns_of_a_map_reads_no_channels():
     nodes = [FIRST, ("MatMul", ["s", "columns"], "y", {}), ("Conv", ["s", "c"], "z", {})]
     weights = {name: WEIGHTS[name] for name in ("a", "a_bias", "c")} | {"columns": floats(4, 4, seed=9)}
@@ -223,11 +236,12 @@ def test_a_matmul_over_the_columns_of_a_map_reads_no_channels():
 
 def test_a_dead_channel_stays_finite():
     weights = {"a": WEIGHTS["a"].copy(), "a_bias": WEIGHTS["a_bias"].copy(), "b": WEIGHTS["b"].copy()}
-    weights["a"][1], weights["a_bias"][1], weights["b"][:, 2] = 0, -1, 0
+    weights["a"][1], weights["a_bias"][1], weights["b"][:, 2] = 0, 0, 0
     model = build(PAIR, **weights)
     batch = pixels(4)
     result = equalize(model, statistics_of(model, batch))
     assert all(np.isfinite(numpy_helper.to_array(t)).all() for t in result.model.graph.initializer)
+    assert result.factors["r"].max() <= 1e3 * result.factors["r"].min(), "FP16 has to hold what is multiplied"
     assert_same_answers(model, result.model, batch)
 
 
