@@ -72,6 +72,7 @@ DENSE = pixel_graph(
     shapes={"y": ["batch", 3]},
 )
 JUDGES = {id(model): HeldOut.of(model, pixels(32, seed=1), np.arange(32) % 3) for model in (MODEL, BLOCK, LARGE, DENSE)}
+CONVS = [node for node in MODEL.graph.node if node.op_type == "Conv"]
 HELD_OUT = JUDGES[id(MODEL)]
 STATISTICS = collect_statistics(MODEL, [pixels(24, seed=2), pixels(16, seed=3)], measured_tensors(MODEL))[1]
 
@@ -449,3 +450,57 @@ def test_layers_are_measured_on_as_many_images_as_are_asked_for(monkeypatch: pyt
     monkeypatch.setattr(room, "measure_layers", counted)
     run(method="minmax", sensitivity="always", sensitivity_images=5)
     assert numbers == [5]
+
+
+def test_layers_are_measured_with_the_weights_that_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    real = room.measure_layers
+    monkeypatch.setattr(room, "measure_layers", lambda *values: given.append(values[-1]) or real(*values))
+    result = run(method="minmax", sensitivity="always")
+    assert result.report.rounding is not None
+    assert result.report.rounding.used, "else they are those of nearest"
+    assert given == [result.weights]
+
+
+def test_the_bias_of_a_layer_in_float_is_not_corrected() -> None:
+    result = run(method="minmax", int8=MISSED, max_kept=0.5)
+    assert result.report.bias_correction is not None
+    assert result.report.bias_correction.used
+    plain = {"a_bias": WEIGHTS["a_bias"] / result.factors["s"], "b_bias": WEIGHTS["b_bias"]}
+    kept = {name: node.name in result.kept for name, node in zip(("a_bias", "b_bias"), CONVS)}
+    assert sorted(kept.values()) == [False, True]
+    same = {name: np.allclose(weight_of(result.model, name), plain[name], rtol=1e-5) for name in kept}
+    assert same == kept
+
+
+def test_equalization_is_judged_with_the_shift_that_the_recipe_lets_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, tuple[str, ...]]] = []
+    real = room._Int8Search._judge_scales
+
+    def judged(self: object, method: str, shifted: tuple[str, ...], **options: object) -> Judged:
+        tried.append((method, tuple(shifted)))
+        return real(self, method, shifted, **options)
+
+    monkeypatch.setattr(room._Int8Search, "_judge_scales", judged)
+    run(model=BLOCK, method="minmax", rounding="nearest", bias_correction=False)
+    assert [shifted for method, shifted in tried if method == "lp_2.4"] == [("r", "u")] * (len(STRENGTHS) + 1)
+
+
+def test_a_weight_that_second_order_rounding_skips_is_that_of_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = room.round_second_order
+
+    def without_b(*given: object, **options: object) -> SecondOrderWeights:
+        found = real(*given, **options)
+        return replace(found, weights={"a": found.weights["a"]}, gains_db={"a": found.gains_db["a"]})
+
+    monkeypatch.setattr(room, "round_second_order", without_b)
+    result = run(method="minmax", bias_correction=False)
+    assert result.report.rounding is not None
+    assert result.report.rounding.used
+    assert result.weights.keys() == {"a", "b"}
+    assert [weight.method for weight in result.rounding.weights] == ["second_order", "nearest"]
+
+
+def test_weights_of_nearest_have_the_scales_of_a_file_of_fp16() -> None:
+    result = run(model=BLOCK, trunk="fp16", rounding="nearest")
+    assert all((weight.scales.astype(np.float16) == weight.scales).all() for weight in result.weights.values())

@@ -188,6 +188,7 @@ WIDE = "FP16 cannot hold its bias, which makes up for a shift"
         ("fp16", None, "int8", "input of a Conv"),
         ("fp32", "fp16", "fp32", f"kept; {WIDE}"),
         ("fp16", "fp16", "fp32", f"kept; {WIDE}"),
+        ("fp16", "fp32", "fp32", "kept"),
     ],
 )
 def test_a_conv_whose_bias_fp16_cannot_hold_is_fp32(trunk, kept, precision, why):
@@ -213,6 +214,11 @@ def test_a_conv_whose_bias_fp16_cannot_hold_is_fp32(trunk, kept, precision, why)
     bias = numpy_helper.to_array(graph.constants(made.model.graph)[node.input[2]])
     assert bias.dtype == np.float32
     assert bias.max() > 128 * 64 * 16 * 1.99
+    assert reasons == ({} if kept is None else {"Conv_4": Kept(kept, "kept")})
+    if kept is not None:
+        np.testing.assert_allclose(bias, 128 * 64 * 16 * (2 + 2.0**-12), rtol=1e-6)  # of weights that stay as they are
+        rows = quantize(model, scales, base="fp32", kept=reasons).placements
+        assert [row.why for row in rows if row.node == "Conv_4"] == ["kept"], "float32 holds any bias"
     older = quantize(model, scales, base="fp32", kept={name: Kept("fp32", "") for name in reasons}).model
     expected = run_onnx(older, x, exact=True)[0]
     np.testing.assert_allclose(run_onnx(made.model, x, exact=True)[0], expected, atol=70)  # FP16 behind 262,208
