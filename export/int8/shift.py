@@ -87,6 +87,7 @@ class _Rewrite:
         self._index = Index.of(model.graph)
         self._nodes = {node.name: node for node in model.graph.node}
         self._own: dict[tuple[str, int], onnx.TensorProto] = {}  # constants that no other node reads
+        self._exact: dict[tuple[str, int], np.ndarray] = {}  # what they have to be, float64: large amounts cancel
         self.offsets: dict[str, np.ndarray] = {}
         self.lifted: set[str] = set()
 
@@ -153,15 +154,19 @@ class _Rewrite:
         return numpy_helper.from_array(np.zeros(weight.dims[0], helper.tensor_dtype_to_np_dtype(weight.data_type)))
 
     def _add(self, bias: Bias, amount: np.ndarray | float) -> None:
-        tensor = self._constant_of(self._nodes[bias.node], bias.index)
-        values = numpy_helper.to_array(tensor)
-        _set(tensor, values.astype(np.float64) + amount, values.dtype)
+        self._change(self._nodes[bias.node], bias.index, amount)
 
     def _bound(self, node: onnx.NodeProto, amount: float) -> None:
         number = next(number for number, name in enumerate(node.input) if name in self._index.constants)
-        tensor = self._constant_of(node, number)
+        self._change(node, number, -amount)  # float32's lowest, a border's, stays as it is
+
+    def _change(self, node: onnx.NodeProto, index: int, amount: np.ndarray | float) -> None:
+        """Add to a constant, rounding the sum of all amounts once."""
+        tensor = self._constant_of(node, index)
         values = numpy_helper.to_array(tensor)
-        _set(tensor, values.astype(np.float64) - amount, values.dtype)  # float32's lowest, a border's, stays as it is
+        exact = self._exact.get((node.name, index), values.astype(np.float64)) + amount
+        self._exact[node.name, index] = exact
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(exact, values.dtype), tensor.name))
 
     def _clip(self, node: onnx.NodeProto, amount: float) -> None:
         bounds = [numpy_helper.to_array(self._index.constants[name]) for name in node.input[1:]]
@@ -183,7 +188,3 @@ class _Rewrite:
             ),
             np.dtype(np.float32),
         )
-
-
-def _set(tensor: onnx.TensorProto, values: np.ndarray, kind: np.dtype) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, kind), tensor.name))

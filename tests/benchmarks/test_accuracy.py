@@ -12,6 +12,7 @@ import pytest
 from benchmarks import accuracy
 from benchmarks.accuracy import main
 from benchmarks.int8_steps import Chosen, Made
+from export.files import ROOT
 from export.int8.scales import METHODS
 from export.metrics.per_image import sqnr_by_image
 from export.records import to_json
@@ -58,6 +59,12 @@ def test_every_candidate_is_judged_on_the_test_images(
     made = rows["INT8, all three"]
     assert (made["chosen"], made["seconds"], made["peak_memory_mib"]) == (to_json(CHOSEN), 1.5, 300)
     assert made["sqnr_db"] == shipped["sqnr_db"]
+    for recipe in ("digits", "flowers", "imagenet", "signs"):
+        published = json.loads((ROOT / f"benchmarks/results/int8-{recipe}.json").read_text())
+        assert list(found) == list(published)
+        assert list(found["rows"][0]) == list(published["rows"][0])
+        whole = next(row for row in published["rows"] if row["name"] == made["name"])
+        assert (list(made), list(made["chosen"])) == (list(whole), list(whole["chosen"]))
     assert (made["half"], made["fused"]) == (shipped["half"], None)
     assert shipped["fused"]["sqnr_db"] > 0
     assert shipped["worst_db"] <= shipped["low_db"] <= shipped["median_db"]

@@ -16,6 +16,7 @@ from export.int8.shift import shift
 from export.int8.weights import round_to_nearest
 from export.onnx_passes import graph
 from export.onnx_passes.folding import LOWEST
+from tests.export.tiny_graphs import floats, pixel_graph
 
 BORDERS = ([1, 1, 1, 1], [2, 0, 0, 2])  # a window of 3 keeps the size
 
@@ -549,3 +550,26 @@ def test_the_argument_stays_and_nothing_to_shift_changes_nothing():
     assert shift(model, {}, lambda node: None).model.SerializeToString() == before
     assert shift(model, {relu: 1.0}, lambda node: None).model.SerializeToString() != before
     assert model.SerializeToString() == before
+
+
+def test_amounts_that_cancel_leave_a_bias_that_is_rounded_once():
+    """A dead output of a residual branch: each amount is a thousand times the bias, and their difference is not."""
+    nodes = [
+        ("Conv", ["f", "a", "a_bias"], "s", {}),
+        ("Relu", ["s"], "r", {}),
+        ("Conv", ["r", "b", "b_bias"], "m", {}),
+        ("Add", ["m", "r"], "t", {}),
+        ("Relu", ["t"], "u", {}),
+        ("GlobalAveragePool", ["u"], "y", {}),
+    ]
+    small = np.array([1e-3, -2e-3, 3.3e-4, 7e-5], np.float32)
+    values = {"a": floats(4, 4, 1, 1, seed=1), "a_bias": floats(4, seed=2), "b": np.zeros((4, 4, 1, 1), np.float32)}
+    model = pixel_graph(nodes, {**values, "b_bias": small}, shapes={"y": ["batch", 4, 1, 1]})
+    amounts = {"r": 2.58339047, "u": 2.57679390}
+    result = shift(model, amounts, lambda node: None)
+    conv = next(node for node in result.model.graph.node if node.op_type == "Conv" and node.output[0] == "m")
+    biases = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    expected = (small.astype(np.float64) + amounts["r"] - amounts["u"]).astype(np.float32)
+    np.testing.assert_array_equal(biases[conv.input[2]], expected)
+    apart = (small + np.float32(amounts["r"])) - np.float32(amounts["u"])
+    assert (apart != expected).any(), "rounding after each amount would not show"
