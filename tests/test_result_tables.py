@@ -155,6 +155,17 @@ def test_the_summary_has_the_file_as_shipped_and_each_quantizer_at_its_best(resu
     ]
 
 
+def test_the_summary_of_a_file_in_int8_throughout_has_one_with_a_few_layers_in_float(results: Path) -> None:
+    path = results / "int8-photos.json"
+    path.write_text(path.read_text().replace("INT8 as shipped, 1 layer in float", "INT8 as shipped, throughout"))
+    lines = table("summary", results)
+    assert [line.split(" | ")[0] for line in lines[3:5]] == [
+        "| **INT8 as shipped, throughout**",
+        "| INT8, 6 % of the convolutions in float",
+    ]
+    assert lines[4].endswith(f"| 50 of 53 | {cells(30.5, '100.0 % (98.1 to 100)', '0 / 0')} |")
+
+
 def test_the_steps_are_all_there_with_what_their_searches_took(results: Path) -> None:
     lines = table("steps", results)
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:-2]] == [*result_tables.STEPS.values(), FEW]
