@@ -39,6 +39,13 @@ def test_everything_that_was_tried_stands_in_the_order_of_the_search(artifacts: 
     ]
 
 
+def test_it_says_what_weights_in_float_are_for(artifacts: Artifacts) -> None:
+    assert (
+        "with weights in float, by the noise of activations alone"
+        in artifacts.write().page().section("Quantization").text
+    )
+
+
 def test_a_row_has_the_images_too(artifacts: Artifacts) -> None:
     changed = distances(28.5, 0.94, 0.0556, median_db=31.04, tail_db=19.06, worst_db=-2.75)
     artifacts.calibration["methods"] = {**artifacts.calibration_report.methods, "minmax": changed}
@@ -125,6 +132,7 @@ def test_a_shift_that_was_not_compared_gained_nothing(
 def test_what_a_recipe_turns_off_has_no_step(artifacts: Artifacts) -> None:
     artifacts.calibration = {"rounding": None, "bias_correction": None, "equalization": None}
     assert [label for label, *_ in bars(artifacts)] == ["scales by lp_3, 2 of 6 tensors shifted"]
+    assert "weights in float" not in artifacts.page().section("Quantization").text
 
 
 def test_tensors_without_the_eighth_bit_are_grouped_by_the_reason(artifacts: Artifacts) -> None:
