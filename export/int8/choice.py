@@ -16,16 +16,19 @@ def best_scales(results: Mapping[str, Judged], budget: Budget) -> str:
     """Return the method whose scales are best for the usual image and for the worst one.
 
     Clipping costs a few images much and the others nothing, so a method is not judged by the median alone. Those that
-    meet the budget stay, or all if none does; of these those with the highest mean of the median's and the worst
-    image's SQNR, within half a decibel; of these those with the highest mean over the worst twentieth; of these those
-    with the best agreement, and the highest SQNR of all logits.
+    meet the budget stay; of these those with the highest mean of the median's and the worst image's SQNR, within half a
+    decibel; of these those with the highest mean over the worst twentieth; of these those with the best agreement, and
+    the highest SQNR of all logits. If none meets the budget, no answer of the worst images is left to spare, and the
+    median decides, as in `helps`.
 
     Args:
         results: Name of a method -> the comparison of its graph; of equal ones the first is returned.
         budget: The budget of the INT8 graph.
     """
-    left = _highest(_within(results, budget), _median_and_worst)
-    return _last(_highest(left, _tail))
+    left = _within(results, budget)
+    if not left:
+        return _usual(results)
+    return _last(_highest(_highest(left, _median_and_worst), _tail))
 
 
 def helps(before: Judged, after: Judged, budget: Budget) -> bool:
@@ -35,18 +38,23 @@ def helps(before: Judged, after: Judged, budget: Budget) -> bool:
     is more than 3 dB lower. Then the median over the images decides, if it differs by more than half a decibel; then
     that mean; then agreement. The SQNR of all logits comes last, as one image of hundreds can carry half of its noise.
     """
-    left = _highest(_within({"before": before, "after": after}, budget), _tail, WORST_DB)
-    left = _highest(left, lambda judged: judged.median_db)
-    return _last(_highest(left, _tail)) == "after"
+    results = {"before": before, "after": after}
+    return _usual(_within(results, budget) or results) == "after"
+
+
+def _usual(results: Mapping[str, Judged]) -> str:
+    """Return the graph that is best for the usual image, and not much worse than another for the worst ones."""
+    left = _highest(_highest(results, _tail, WORST_DB), lambda judged: judged.median_db)
+    return _last(_highest(left, _tail))
 
 
 def _within(results: Mapping[str, Judged], budget: Budget) -> Mapping[str, Judged]:
-    """Return the graphs that meet a budget, all of them if none does.
+    """Return the graphs that meet a budget.
 
     A share misses the budget if its interval does, as in a verdict: a near tie on one image is no reason.
     """
     certain = replace(budget, certain=True)
-    return {name: judged for name, judged in results.items() if certain.met_by(judged)} or results
+    return {name: judged for name, judged in results.items() if certain.met_by(judged)}
 
 
 def _last(results: Mapping[str, Judged]) -> str:

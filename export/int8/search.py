@@ -116,11 +116,13 @@ def search(
     run = _Int8Search(held_out, options, {name: Kept("fp32", why) for name, why in unfit.items()}, track)
     equalization = run.choose_base(candidates)
     del candidates  # the models that are not used take the memory of their weights
-    methods, shift = run.choose_scales()
+    methods, shift = run.choose_scales(weights=not options.second_order)
     if dead := run.scales.smallest:
         subject = count(len(dead), "tensor is (nearly) dead and gets", "tensors are (nearly) dead and get")
         logger.warning("  %s the smallest scale: %s", subject, listed(dead))
     rounding = run.round_weights(batches) if options.second_order else None
+    if rounding and not rounding.used:
+        methods, shift = run.choose_scales(weights=True)
     correction = run.correct(batches("biases")) if options.bias_correction else None
     throughout = run.result
     met = options.int8.met_by(throughout)
@@ -225,11 +227,13 @@ class _Int8Search:
         strengths = {str(strength): Distances.of(judged) for strength, judged in tried.items()}
         return Equalization(used, Distances.of(before), strengths, str(best.strength))
 
-    def choose_scales(self) -> tuple[dict[str, Judged], ShiftReport]:
+    def choose_scales(self, *, weights: bool) -> tuple[dict[str, Judged], ShiftReport]:
         """Set the scales of the best method, shifted if that helps; return the comparison of each method.
 
-        Where second-order rounding comes next, they are compared with float weights: it takes most of the noise off the
-        weights, and beside that of weights rounded to nearest good scales look like better ones.
+        Args:
+            weights: Whether weights are rounded to nearest. Where second-order rounding comes next, scales are compared
+                with float weights: it takes most of the noise off the weights, and beside that of weights rounded to
+                nearest good scales look like better ones.
         """
         mode = self._options.shift
         regions = find_regions(self.base.model)
@@ -237,14 +241,14 @@ class _Int8Search:
         methods: Sequence[str] = (self._options.method,)
         if self._options.method == "auto":
             methods = QUICK if self._options.effort == "fast" else METHODS
-        chosen, results = self._choose_method(methods, shifted, "methods")
+        chosen, results = self._choose_method(methods, shifted, "methods", weights)
         plain: Judged | None = None
         after = results[chosen] if shifted else None
         if shifted and mode != "always":
-            plain = self._judge_scales(chosen, (), weights=not self._options.second_order)
+            plain = self._judge_scales(chosen, (), weights=weights)
             if not helps(plain, results[chosen], self._options.int8):
                 shifted = ()
-                chosen, results = self._choose_method(methods, (), "methods without shift")
+                chosen, results = self._choose_method(methods, (), "methods without shift", weights)
         self.result = self._judge_scales(chosen, shifted, weights=True)
         report = ShiftReport(
             bool(shifted),
@@ -257,11 +261,11 @@ class _Int8Search:
         return results, report
 
     def _choose_method(
-        self, methods: Sequence[str], shifted: Sequence[str], description: str
+        self, methods: Sequence[str], shifted: Sequence[str], description: str, weights: bool
     ) -> tuple[str, dict[str, Judged]]:
         """Return the best method and the comparison of each."""
         results = {
-            method: self._judge_scales(method, shifted, weights=not self._options.second_order)
+            method: self._judge_scales(method, shifted, weights=weights)
             for method in self._track(methods, description, "method")
         }
         return best_scales(results, self._options.int8), results

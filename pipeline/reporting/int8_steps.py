@@ -86,7 +86,7 @@ def steps(report: CalibrationReport) -> list[Step]:
 
 def _floats(report: CalibrationReport) -> str:
     """Return what the scales were compared with, see `export.int8.search`."""
-    return ", weights in float" if report.rounding else ""
+    return ", weights in float" if report.rounding and report.rounding.used else ""
 
 
 def _later_steps(report: CalibrationReport) -> list[Step]:

@@ -89,6 +89,15 @@ def test_what_meets_the_budget_is_better_than_what_misses_it() -> None:
     assert not helps(meets, close, budget)
 
 
+def test_where_none_meets_the_budget_the_usual_image_decides_about_scales() -> None:
+    """Of a network that agrees on two images of three no answer of the worst ones is left to spare."""
+    spares, usual = judged(15.3, low=10.3, worst=10.1, agreement=0.66), judged(16.8, low=9.7, worst=8.0, agreement=0.78)
+    clips = judged(18.5, low=6.4, worst=3.4, agreement=0.83)
+    results = {"spares": spares, "usual": usual, "clips": clips}
+    assert best_scales(results, Budget(top1_agreement=0.99)) == "usual"
+    assert best_scales(results, Budget()) == "spares", "where all meet it, the worst image counts as much"
+
+
 def test_a_near_tie_on_an_image_does_not_miss_the_budget() -> None:
     tie, meets, budget = judged(40.0, agreement=0.98), judged(30.0, agreement=1.0), Budget(top1_agreement=0.99)
     assert best_scales({"tie": tie, "meets": meets}, budget) == "tie"

@@ -297,6 +297,26 @@ def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pyt
     assert max(weight.most_steps for weight in nearest.rounding.weights) <= 0.5 + 1e-6
 
 
+def test_scales_are_chosen_again_where_rounding_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were compared with float weights for its sake; nearest weights ask for scales of their own."""
+    real = room.round_second_order
+
+    def spoiled(*given: object, **options: object) -> SecondOrderWeights:
+        found = real(*given, **options)
+        weights = {name: replace(weight, codes=weight.codes // 2) for name, weight in found.weights.items()}
+        return replace(found, weights=weights)
+
+    monkeypatch.setattr(room, "round_second_order", spoiled)
+    found = run(bias_correction=False, equalize=False)
+    nearest = run(bias_correction=False, equalize=False, rounding="nearest")
+    floats = JUDGES[id(MODEL)].judge(rounded_activations(MODEL, found.scales))
+    assert found.report.rounding is not None
+    assert not found.report.rounding.used
+    assert (found.report.methods, found.scales) == (nearest.report.methods, nearest.scales)
+    assert found.report.all_int8 == nearest.report.all_int8
+    assert found.report.methods[found.scales.method].sqnr_db != pytest.approx(floats.sqnr_db, abs=1e-3)
+
+
 def test_memory_of_rounding_is_for_the_images_that_there_are() -> None:
     """A number of images far above theirs takes no memory: a place of each would be held."""
     found, all_of_them = (run(method="minmax", rounding_images=images) for images in (10**12, 40))
