@@ -19,7 +19,7 @@ from export.int8.placement import Kept, measured_tensors
 from export.int8.qdq import quantize, rounded_activations
 from export.int8.scales import METHODS
 from export.int8.search import QUICK, SearchResult, search
-from export.int8.second_order import SecondOrderWeights
+from export.int8.second_order import SecondOrderWeights, round_second_order
 from export.int8.sensitivity import Budget, LayerCost, Selection
 from export.int8.simulate import HeldOut, Judged
 from export.onnx_passes.graph import op_counts
@@ -274,14 +274,14 @@ def test_scales_are_compared_without_the_noise_that_rounding_takes_off(rounding:
         assert result.report.all_int8.sqnr_db == seen
 
 
+def spoiled(*given: object, **options: object) -> SecondOrderWeights:
+    """Second-order rounding that does not help."""
+    found = round_second_order(*given, **options)
+    weights = {name: replace(weight, codes=weight.codes // 2) for name, weight in found.weights.items()}
+    return replace(found, weights=weights)
+
+
 def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = room.round_second_order
-
-    def spoiled(*given: object, **options: object) -> SecondOrderWeights:
-        found = real(*given, **options)
-        weights = {name: replace(weight, codes=weight.codes // 2) for name, weight in found.weights.items()}
-        return replace(found, weights=weights)
-
     good = run(method="minmax", bias_correction=False)
     monkeypatch.setattr(room, "round_second_order", spoiled)
     bad = run(method="minmax", bias_correction=False)
@@ -299,13 +299,6 @@ def test_second_order_rounding_is_undone_where_it_does_not_help(monkeypatch: pyt
 
 def test_scales_are_chosen_again_where_rounding_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were compared with float weights for its sake; nearest weights ask for scales of their own."""
-    real = room.round_second_order
-
-    def spoiled(*given: object, **options: object) -> SecondOrderWeights:
-        found = real(*given, **options)
-        weights = {name: replace(weight, codes=weight.codes // 2) for name, weight in found.weights.items()}
-        return replace(found, weights=weights)
-
     monkeypatch.setattr(room, "round_second_order", spoiled)
     found = run(bias_correction=False, equalize=False)
     nearest = run(bias_correction=False, equalize=False, rounding="nearest")
