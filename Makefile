@@ -3,8 +3,8 @@
 #   GPU=1 make run              the environment of requirements-gpu.txt
 #   ARGS="--set train.seed=2"   options for the command
 
-TARGETS := help install install-gpu run train export quantize build verify benchmark accuracy infer report bundle doctor \
-           lint check test test-slow test-gpu gpu-evidence contract key-tables result-tables clean
+TARGETS := help install install-gpu install-serve install-distributed run train export quantize build verify benchmark accuracy infer report bundle doctor \
+           lint check test test-slow test-gpu test-distributed gpu-evidence contract key-tables result-tables clean
 VARIABLES := RECIPE ARGS GPU PYTHON VENV
 
 ifeq ($(strip $(RECIPE)),)
@@ -27,10 +27,12 @@ UNPACKED := $(filter artifacts/$(FOLDER)/recipe.yaml %/artifacts/$(FOLDER)/recip
 NAME := $(if $(UNPACKED),$(FOLDER),$(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(RECIPE)))))
 INSTALLED := $(VENV)/.installed
 TEST_TOOLS := $(VENV)/.test-tools
+SERVE := $(VENV)/.serve
+DISTRIBUTED := $(VENV)/.distributed
 
 # --- refused before anything runs: words that make would ignore, and then work on the default recipe ---
 
-UNKNOWN := $(filter-out $(TARGETS) gpu-or-said $(PY) $(INSTALLED) $(TEST_TOOLS),$(MAKECMDGOALS))
+UNKNOWN := $(filter-out $(TARGETS) gpu-or-said $(PY) $(INSTALLED) $(TEST_TOOLS) $(SERVE) $(DISTRIBUTED),$(MAKECMDGOALS))
 ifneq ($(UNKNOWN),)
 KNOWN := $(or $(filter $(TARGETS),$(MAKECMDGOALS)),run)
 $(error Expected targets of this Makefile (make help lists them). Received: $(UNKNOWN). \
@@ -113,15 +115,30 @@ $(INSTALLED): requirements-common.txt requirements-legacy.txt $(REQUIREMENTS) | 
 	@$(PIP) --no-deps -r requirements-legacy.txt $(call OR_SAY,requirements-legacy.txt)
 	@touch $@
 
-$(TEST_TOOLS): requirements-dev.txt $(INSTALLED) | gpu-or-said
+$(TEST_TOOLS): requirements-dev.txt requirements-serve.txt requirements-tritonclient.txt $(INSTALLED) | gpu-or-said
 	@echo "installing requirements-dev.txt into $(VENV)"
 	@$(PIP) -r requirements-dev.txt $(call OR_SAY,requirements-dev.txt)
+	@$(PIP) --no-deps -r requirements-tritonclient.txt $(call OR_SAY,requirements-tritonclient.txt)
+	@touch $@
+
+$(SERVE): requirements-serve.txt $(INSTALLED) | gpu-or-said
+	@echo "installing requirements-serve.txt into $(VENV)"
+	@$(PIP) -r requirements-serve.txt $(call OR_SAY,requirements-serve.txt)
+	@touch $@
+
+$(DISTRIBUTED): requirements-distributed.txt $(INSTALLED) | gpu-or-said
+	@echo "installing requirements-distributed.txt into $(VENV) (about 700 MB)"
+	@$(PIP) -r requirements-distributed.txt $(call OR_SAY,requirements-distributed.txt)
 	@touch $@
 
 install: $(INSTALLED)  ## the environment in .venv
 
 install-gpu:  ## the environment for a GPU machine in .venv-gpu
 	@$(MAKE) --no-print-directory install GPU=1
+
+install-serve: $(SERVE)  ## what `python -m pipeline serve` needs besides
+
+install-distributed: $(DISTRIBUTED)  ## what `infer --engine ray` and Spark need besides
 
 # --- the chain: a stage whose inputs did not change is skipped ---
 
@@ -175,7 +192,7 @@ lint: $(TEST_TOOLS)  ## ruff, the order of imports between rooms, mypy
 	@$(PY) -m mypy
 	@$(PY) -m mypy --config-file tests/mypy.ini tests
 
-QUICK_TESTS := -m pytest -m "not slow and not gpu" -n auto --dist loadscope
+QUICK_TESTS := -m pytest -m "not slow and not gpu and not distributed" -n auto --dist loadscope
 
 check: lint  ## lint, then the tests that need no TensorFlow: under two minutes
 	@$(PY) $(QUICK_TESTS) --unit -rfE
@@ -184,7 +201,10 @@ test: lint  ## lint, then every test that needs no GPU and no long time
 	@$(PY) $(QUICK_TESTS)
 
 test-slow: $(TEST_TOOLS)  ## the long tests
-	@$(PY) -m pytest -m slow
+	@$(PY) -m pytest -m "slow and not distributed"
+
+test-distributed: $(TEST_TOOLS) $(DISTRIBUTED)  ## Ray and Spark, on two worker processes of this machine
+	@$(PY) -m pytest -m distributed tests/pipeline/distributed
 
 # Named, so that the others, which need TensorFlow and more, are not even imported.
 GPU_TESTS := tests/pipeline/runners/test_engines_on_gpu.py tests/pipeline/runners/test_cuda.py tests/benchmarks/peers/test_pytorch_runner.py

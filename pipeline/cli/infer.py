@@ -3,14 +3,13 @@
 import argparse
 import logging
 
-from export.words import count, listed
-from pipeline.artifacts.inputs import recipe_changes
-from pipeline.artifacts.manifest import read_manifest
-from pipeline.artifacts.paths import CARD, KERAS, Artifacts
+from export.words import count
+from pipeline.artifacts.paths import CARD
 from pipeline.cli import options as cli
 from pipeline.cli.infer_options import make_request
-from pipeline.serving.select_model import Selection, select_model
+from pipeline.serving.select_model import Selection
 from pipeline.workflow.context import Context
+from pipeline.workflow.deployment import select, warn_of_recipe_changes
 
 log = logging.getLogger(__name__)
 
@@ -31,26 +30,13 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
 
     request = make_request(args, context.recipe.infer)
     card = context.card()
-    if changes := recipe_changes(read_manifest(context.folder("train")), context.recipe):
-        log.warning(
-            "the model predicts as it was trained; the recipe has changed since: %s", listed(changes, separator="; ")
-        )
+    warn_of_recipe_changes(context)
 
-    def select(batch_size: int) -> Selection:
-        choice = select_model(
-            Artifacts(context.root),
-            context.settings,
-            args.backend,
-            args.precision,
-            args.allow_unverified,
-            batch_size,
-        )
-        if not (context.root / KERAS).is_file():
-            log.info("%s is not here; %s classifies, which was compared with it when verified", KERAS, choice.name)
-        return choice
+    def select_for(batch_size: int) -> Selection:
+        return select(context, args.backend, args.precision, args.allow_unverified, batch_size)
 
     with context.invocation.completing_errors():
-        result: Inference = infer(request, context.root / CARD, card, select, quiet=args.quiet)
+        result: Inference = infer(request, context.root / CARD, card, select_for, quiet=args.quiet)
     if result.images > _FEW and result.continued < result.images:
         log.info("%s images/s, %s", f"{result.pace['images_per_second']:,.0f}", result.sentence)
     output = "standard output" if request.output is None else str(request.output)

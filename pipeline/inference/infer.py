@@ -18,9 +18,8 @@ from typing import Protocol
 from export.errors import ProjectError
 from export.files import temporary_folder
 from export.tensorrt.driver import driver_status
-from export.tensorrt.sidecar import sidecar_path
 from pipeline import __version__
-from pipeline.artifacts.files import sha256_file, sha256_json
+from pipeline.artifacts.files import sha256_file
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.embeddings import open_embeddings
 from pipeline.inference.gpu_worker import Work
@@ -258,11 +257,10 @@ class _Run:
     def _identity(self, card_digest: str, threads: int) -> dict[str, Value]:
         """Return what decides the rows, by its name in words."""
         choice, settings = self.choice, self.settings
-        files = [choice.path, *([sidecar_path(choice.path)] if choice.backend == "tensorrt" else [])]
         return {
             "the inputs": self.plan.digest,
             "the file that answers": choice.run_name,
-            "its bytes": sha256_json([sha256_file(path) for path in files]),
+            "its bytes": choice.digest(),
             "the model card": card_digest,
             "the batch size": settings.batch_size,
             "the threshold": settings.threshold,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.errors import ProjectError
 from export.tensorrt.driver import DriverStatus, driver_status
-from export.tensorrt.sidecar import BatchProfile, read_sidecar
+from export.tensorrt.sidecar import BatchProfile, read_sidecar, sidecar_path
 from export.words import listed
 from pipeline.artifacts.benchmark_report import read_serves
 from pipeline.artifacts.engines import engines, plan_precision
@@ -26,6 +26,7 @@ from pipeline.artifacts.fastest import (
     onnx_contender,
     speed_options,
 )
+from pipeline.artifacts.files import sha256_file, sha256_json
 from pipeline.artifacts.parity_report import FAIL, INCONCLUSIVE, NOT_RUN, PASS, run_name
 from pipeline.artifacts.paths import ONNX, PARITY, Artifacts
 from pipeline.recipe.runtime import RuntimeOptions
@@ -104,6 +105,11 @@ class Selection:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
+
+    def digest(self) -> str:
+        """Return the sha256 of what decides its answers: the file's bytes, and those of an engine's sidecar."""
+        files = [self.path, *([sidecar_path(self.path)] if self.backend == "tensorrt" else [])]
+        return sha256_json([sha256_file(path) for path in files])
 
     def open(self) -> Runner:
         """Announce it and open its runner."""

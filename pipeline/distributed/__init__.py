@@ -1,0 +1,1 @@
+"""Batch inference on engines that exist: Ray Data and Spark."""

@@ -1,0 +1,1 @@
+"""A small HTTP server: the Open Inference Protocol, one image, a page."""
