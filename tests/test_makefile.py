@@ -192,6 +192,34 @@ def test_test_gpu_names_every_file_that_has_such_tests() -> None:
     assert "-m pytest -m gpu $(GPU_TESTS)" in (ROOT / "Makefile").read_text()
 
 
+def test_tests_of_clusters_are_in_the_folder_that_their_target_names_and_in_no_other_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    marked = [
+        path.relative_to(ROOT).parent.as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "pytest.mark.distributed" in path.read_text(encoding="utf-8") and path != Path(__file__)
+    ]
+    assert set(marked) == {"tests/pipeline/distributed"}
+    assert "-m pytest -m distributed tests/pipeline/distributed\n" in makefile
+    others = [line for line in makefile.splitlines() if "-m pytest -m" in line and "pytest -m distributed" not in line]
+    assert len(others) == 3  # quick, slow, gpu; those for a GPU name their files
+    assert all("not distributed" in line or "$(GPU_TESTS)" in line for line in others)
+
+
+@pytest.mark.parametrize(
+    ("goal", "file"),
+    [("install-serve", "requirements-serve.txt"), ("install-distributed", "requirements-distributed.txt")],
+)
+def test_what_few_need_is_installed_on_top_and_once(goal: str, file: str, tmp_path: Path) -> None:
+    installed = bare_environment(tmp_path, "exit 0")
+    assert made(tmp_path, goal).returncode == 0
+    calls = installed.read_text().splitlines()
+    assert f"-r {file}" in calls[-1]
+    assert "-r requirements.txt" in installed.read_text()
+    assert made(tmp_path, goal).returncode == 0
+    assert installed.read_text().splitlines() == calls
+
+
 # What a GPU machine may well lack; pytest imports every file that it is given.
 WITHOUT = """
 import sys

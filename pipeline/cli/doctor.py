@@ -12,7 +12,7 @@ from export.records import to_json
 from export.tensorrt.driver import Device, DriverStatus, driver_status, is_checked, no_support, untested_note
 from export.tensorrt.library import find_tensorrt, why_missing
 from pipeline.artifacts.machine import describe_cpu, version_of
-from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines
+from pipeline.cli.remedies import driver_lines, packages_newer_than_driver, tensorrt_lines, what_few_need
 from pipeline.runners.onnxruntime import why_not
 from pipeline.terminal.command_line import module_command
 from pipeline.terminal.starting import NEWEST, OLDEST, OLDEST_FOR_A_BUNDLE
@@ -99,6 +99,7 @@ class Findings:
     tensorrt: Mapping[str, Library]
     onnxruntime_cuda: OnnxRuntimeCuda
     stages: Mapping[str, StageFinding]
+    optional: Mapping[str, StageFinding]
     remedies: tuple[str, ...]
 
     @property
@@ -137,6 +138,9 @@ def doctor() -> dict[str, object]:
         tensorrt=tensorrt,
         onnxruntime_cuda=OnnxRuntimeCuda(not no_cuda, no_cuda),
         stages=stages,
+        optional={
+            name: StageFinding(WARN if lacks else OK, lacks) for name, lacks in what_few_need(version_of).items()
+        },
         remedies=(*_remedies(packages, conflict, stages["build"], driver), *driver_lines(driver, newer)),
     )
     print(_text(findings, newer))
@@ -170,6 +174,7 @@ def _text(findings: Findings, newer: Mapping[str, int]) -> str:
         "GPU": gpu if driver.available else [f"[{WARN}] {driver.reason}"],
         "TensorRT": [line for name, library in findings.tensorrt.items() for line in _library_lines(name, library)],
         "stages": [f"[{stage.state}] {name:<10} {stage.text}" for name, stage in findings.stages.items()],
+        "besides": [f"[{way.state}] {name:<10} {way.text}" for name, way in findings.optional.items()],
         "to fix": findings.remedies,
     }
     return "\n\n".join("\n  ".join([title, *lines]) for title, lines in sections.items() if lines)

@@ -1,5 +1,7 @@
 """Commands that install what the doctor finds missing, and packages that need a newer driver than this machine's."""
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -112,3 +114,27 @@ def _tensorrt_for(gpu: Device) -> str:
     if not supports_advised(gpu.compute_capability):
         return f"install {versions}: later ones do not support {gpu.name}"
     return "make install-gpu        (installs TensorRT for this GPU)"
+
+
+def what_few_need(installed: Callable[[str], str | None]) -> dict[str, str]:
+    """Return what serving and clusters lack here, with the command that installs it; "" where they lack nothing.
+
+    Args:
+        installed: returns the version of a package, None where it is not installed.
+    """
+
+    def lacks(file: str, *names: str) -> str:
+        return "" if all(map(installed, names)) else f"{module_command('pip')} install -r {file}"
+
+    of_clusters = "requirements-distributed.txt"
+    java = "" if _has_java() else "needs Java 17 or later: none in JAVA_HOME or on the PATH"
+    return {
+        "serve": lacks("requirements-serve.txt", "fastapi", "uvicorn", "httptools", "prometheus-client"),
+        "Ray": lacks(of_clusters, "ray"),
+        "Spark": lacks(of_clusters, "pyspark", "pandas") or java,
+    }
+
+
+def _has_java() -> bool:
+    home = os.environ.get("JAVA_HOME")
+    return (Path(home) / "bin" / "java").exists() if home else shutil.which("java") is not None

@@ -161,6 +161,24 @@ def test_all_is_fine(ask) -> None:
     assert said.result["conflict"] is False
 
 
+@pytest.mark.parametrize("java", [True, False])
+def test_what_few_need_is_said_and_is_nothing_to_fix(ask, java: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(remedies.shutil, "which", lambda name: "/bin/java" if java and name == "java" else None)
+    said = ask(Machine())
+    assert said.line("serve") == f"[--] serve {PIP} install -r requirements-serve.txt"
+    assert said.line("Ray") == f"[--] Ray {PIP} install -r requirements-distributed.txt"
+    assert said.line("Spark") == f"[--] Spark {PIP} install -r requirements-distributed.txt"
+    assert said.status == 0
+    assert said.remedies == []
+    server = {"fastapi": "1", "uvicorn": "1", "httptools": "1", "prometheus-client": "1"}
+    said = ask(Machine(CPU | server | {"ray": "2", "pyspark": "4", "pandas": "3"}))
+    assert said.line("serve") == "[ok] serve"
+    assert said.line("Ray") == "[ok] Ray"
+    lacks = "[--] Spark needs Java 17 or later: none in JAVA_HOME or on the PATH"
+    assert said.line("Spark") == ("[ok] Spark" if java else lacks)
+
+
 @pytest.mark.parametrize(
     ("package", "stages"),
     [
