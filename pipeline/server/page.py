@@ -1,7 +1,7 @@
 """The page at ``/``: drop a picture, see what the model answers, in which precision, and how long it took.
 
-It is made once, of the deployment, with files that lie in ``templates/`` and the report's style sheet. A browser is told
-to load nothing else: no script, style or picture of another site, and none written into the page.
+It is made once, of the deployment, with the files of ``templates/`` and the report's style sheet. A browser is told to
+load nothing else: no script, style or picture of another site, and none written into the page.
 """
 
 from __future__ import annotations

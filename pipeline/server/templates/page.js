@@ -212,6 +212,11 @@ function row(each, precision) {
   return line;
 }
 
+function dragged(event) {
+  event.preventDefault();
+  document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
+}
+
 function dropped(event) {
   event.preventDefault();
   document.body.classList.remove("dragging");
@@ -225,10 +230,7 @@ document.getElementById("files").addEventListener("change", (event) => {
   take([...event.target.files]);
   event.target.value = ""; // so that the same file can be chosen again
 });
-window.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
-});
+for (const kind of ["dragenter", "dragover"]) window.addEventListener(kind, dragged);
 window.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.body.classList.remove("dragging");
 });

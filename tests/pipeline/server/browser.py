@@ -46,7 +46,8 @@ class Browser:
         while b"\0" not in self._received:
             ready, _, _ = select.select([self._from], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"Chromium gave no answer within {SECONDS:g} s"
-            assert (part := os.read(self._from, 2**20)), "Chromium has ended"
+            part = os.read(self._from, 2**20)
+            assert part, "Chromium has ended"
             self._received += part
         message, _, self._received = self._received.partition(b"\0")
         return json.loads(message)

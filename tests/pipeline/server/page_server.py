@@ -78,7 +78,8 @@ def page_server(deployment: Deployment, answer: Callable[[bytes, int], Reply], p
         try:
             end = time.monotonic() + SECONDS
             while not server.started:
-                assert thread.is_alive() and time.monotonic() < end, "the server did not start"
+                assert thread.is_alive(), "the server has ended"
+                assert time.monotonic() < end, "the server did not start"
                 time.sleep(0.01)
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         finally:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipeline.inference.deployment import Deployment
 from tests.pipeline.inference.deployments import make_deployment, make_photos
-from tests.pipeline.server.browser import PROGRAM, Browser, Tab, browser
+from tests.pipeline.server.browser import PROGRAM, Browser, browser
+from tests.pipeline.server.page_reading import check_layout, check_nothing_ran, read
 from tests.pipeline.server.page_server import Reply, answered, page_server, refused
 
 pytestmark = [
@@ -23,43 +24,6 @@ pytestmark = [
 ]
 DESKTOP, PHONE = 1280, 390
 CLASSES = [("tabby cat", 0.8425), ("dog", 0.1), ("owl", 0.0574), ("emu", 0.00009), ("eel", 0.00001)]
-ANSWERS = "document.querySelectorAll('.answer')"
-READ = """[...document.querySelectorAll('.answer')].map((item) => {
-  const shown = (selector) => [...item.querySelectorAll(selector)].filter((e) => e.checkVisibility()).map((e) => e.innerText);
-  const track = (line) => line.querySelector('.track').getBoundingClientRect().width;
-  const bar = (line) => line.querySelector('.bar').getBoundingClientRect().width;
-  return {
-    name: shown('.name')[0], pixels: shown('.pixels')[0], best: shown('.best-class')[0], share: shown('.best-share')[0],
-    classes: shown('.bars .label'), values: shown('.bars .value'),
-    bars: [...item.querySelectorAll('.bars li')].map((line) => bar(line) / track(line)),
-    by: shown('.by .badge')[0], file: shown('.answering')[0], alerts: shown('.alert'), error: shown('.error')[0],
-    times: Object.fromEntries(shown('dt').map((name, i) => [name, shown('dd')[i]])), again: shown('.again').length,
-    preview: shown('img').length === 1 && item.querySelector('img').naturalWidth, placeholder: shown('.placeholder').length,
-  };
-})"""
-# Texts that leave the window, or that something cuts.
-CLIPPED = """[...document.querySelectorAll('body *')].flatMap((element) => {
-  const texts = [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-  if (!texts.length || !element.checkVisibility() || element.closest('.unseen')) return [];
-  const range = document.createRange();
-  const rects = texts.flatMap((node) => (range.selectNodeContents(node), [...range.getClientRects()]));
-  const outside = rects.some((rect) => rect.left < -0.5 || rect.right > innerWidth + 0.5);
-  const cut = (e) => e && (getComputedStyle(e).overflowX !== 'visible'
-    && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1) || cut(e.parentElement));
-  return outside || cut(element.closest('main, header, footer') && element) ? [element.outerHTML.slice(0, 200)] : [];
-})"""
-# Texts whose contrast with what lies behind them is below 4.5, as WCAG wants it.
-FAINT = """[...document.querySelectorAll('main *, footer')].flatMap((element) => {
-  if (![...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())) return [];
-  if (!element.checkVisibility() || element.closest('.unseen')) return [];
-  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255)
-    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => getComputedStyle(e).backgroundColor.endsWith(', 0)') ? behind(e.parentElement) : e;
-  const [a, b] = [getComputedStyle(element).color, getComputedStyle(behind(element)).backgroundColor].map(light);
-  const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  return contrast < 4.5 ? [`${contrast.toFixed(2)} ${element.outerHTML.slice(0, 120)}`] : [];
-})"""
 
 
 @pytest.fixture(scope="module")
@@ -81,27 +45,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def always(reply: Reply) -> Callable[[bytes, int], Reply]:
     return lambda body, top_k: reply
-
-
-def read(tab: Tab, number: int = 1) -> list[dict[str, Any]]:
-    """What the answers show, from the top, as soon as there are so many and none is awaited."""
-    tab.until(f"{ANSWERS}.length === {number} && !document.querySelector('[aria-busy=true]')")
-    tab.until("[...document.images].every((image) => image.complete)")
-    return tab.value(READ)
-
-
-def check_layout(tab: Tab) -> None:
-    assert tab.value("document.documentElement.scrollWidth") <= tab.value("innerWidth")
-    assert tab.value(CLIPPED) == []
-    assert tab.value(FAINT) == []
-
-
-def check_nothing_ran(tab: Tab, url: str) -> None:
-    """No script failed, none was refused, and only the server was asked."""
-    assert tab.events("Runtime.exceptionThrown") == []
-    assert [entry for entry in tab.events("Log.entryAdded") if entry["entry"]["source"] != "network"] == []
-    asked = {urlsplit(event["request"]["url"]) for event in tab.events("Network.requestWillBeSent")}
-    assert {part.netloc for part in asked if part.scheme not in ("blob", "data")} == {urlsplit(url).netloc}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -131,7 +74,9 @@ def test_a_chosen_picture_is_answered(
         assert shown["values"] == ["84.25%", "10.00%", "5.74%", "0.01%", "<0.01%"]
         assert shown["bars"] == pytest.approx([share for _, share in CLASSES], abs=0.003)
         assert (shown["by"], shown["file"]) == ("INT8 on TensorRT, verdict: pass", "build/rtx/int8.plan")
-        assert shown["alerts"] == [] and shown["error"] is None and not shown["placeholder"]
+        assert shown["alerts"] == []
+        assert shown["error"] is None
+        assert not shown["placeholder"]
         assert shown["times"].pop("round trip").endswith((" ms", " s"))
         assert shown["times"] == {
             "decode": "1.2 ms",
@@ -164,14 +109,16 @@ def test_a_picture_is_dropped_anywhere(
         y = tab.value(f"document.querySelector('{place}').getBoundingClientRect().top + 5")
         tab.drop(photos[:2], 3, int(y))
         assert [shown["name"] for shown in read(tab, 2)] == ["001.png", "000.png"]
-        assert tab.value("location.href") == url and not tab.value("document.querySelector('.dragging')")
+        assert tab.value("location.href") == url
+        assert not tab.value("document.querySelector('.dragging')")
 
 
 def test_a_dropped_folder_is_no_picture(chromium: Browser, deployment: Deployment, photos: list[Path]) -> None:
     with page_server(deployment, always(answered(CLASSES))) as url, chromium.tab(url) as tab:
         tab.drop([photos[0].parent], 300, 300)
         (shown,) = read(tab)
-        assert shown["error"].startswith("Expected a picture's file. Received:") and not shown["again"]
+        assert shown["error"].startswith("Expected a picture's file. Received:")
+        assert not shown["again"]
 
 
 def test_a_picture_is_pasted(chromium: Browser, deployment: Deployment) -> None:
@@ -186,7 +133,8 @@ def test_a_picture_is_pasted(chromium: Browser, deployment: Deployment) -> None:
             "{ const clipboardData = new DataTransfer(); clipboardData.items.add(new File(['pixels'], 'image.png'));"
             "document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true })); }"
         )
-        assert read(tab)[0]["best"] == "tabby cat" and received == [b"pixels"]
+        assert read(tab)[0]["best"] == "tabby cat"
+        assert received == [b"pixels"]
 
 
 def test_the_keyboard_reaches_the_choice_and_its_focus_is_seen(chromium: Browser, deployment: Deployment) -> None:
@@ -242,7 +190,9 @@ def test_an_error_is_shown_in_the_servers_words(
     with page_server(deployment, always(reply)) as url, chromium.tab(url, PHONE, 844) as tab:
         tab.choose("#files", photos[:1])
         (shown,) = read(tab)
-        assert shown["error"].startswith(words) and shown["best"] is None and shown["again"] == again
+        assert shown["error"].startswith(words)
+        assert shown["best"] is None
+        assert shown["again"] == again
         assert tab.value("document.getElementById('said').innerText.trim()") == f"000.png: {shown['error']}"
         check_layout(tab)
 
@@ -250,18 +200,17 @@ def test_an_error_is_shown_in_the_servers_words(
 def test_a_server_that_is_gone_is_named_and_asked_again_on_demand(
     chromium: Browser, deployment: Deployment, photos: list[Path]
 ) -> None:
-    with page_server(deployment, always(answered(CLASSES))) as url:
-        tab_block = chromium.tab(url)
-        tab = tab_block.__enter__()
-    with_port = urlsplit(url)
-    tab.choose("#files", photos[:1])
-    (shown,) = read(tab)
-    assert shown["error"].startswith(f"Server not reachable: nothing answers at {with_port.netloc}.")
-    with page_server(deployment, always(answered(CLASSES)), with_port.port or 0):
-        tab.value("document.querySelector('.again').click()")
+    with ExitStack() as tabs:
+        with page_server(deployment, always(answered(CLASSES))) as url:
+            tab = tabs.enter_context(chromium.tab(url))
+        gone = urlsplit(url)
+        tab.choose("#files", photos[:1])
         (shown,) = read(tab)
-        assert (shown["best"], shown["error"], shown["again"]) == ("tabby cat", None, 0)
-    tab_block.__exit__(None, None, None)
+        assert shown["error"].startswith(f"Server not reachable: nothing answers at {gone.netloc}.")
+        with page_server(deployment, always(answered(CLASSES)), gone.port or 0):
+            tab.value("document.querySelector('.again').click()")
+            (shown,) = read(tab)
+            assert (shown["best"], shown["error"], shown["again"]) == ("tabby cat", None, 0)
 
 
 def test_a_hostile_name_runs_nothing_and_breaks_no_layout(
@@ -282,9 +231,11 @@ def test_a_hostile_name_runs_nothing_and_breaks_no_layout(
         with page_server(hostile, always(reply)) as url, chromium.tab(url, width, 844) as tab:
             tab.choose("#files", [photo])
             (shown,) = read(tab)
-            assert shown["name"] == photo.name and shown["best"] == names[0]
+            assert shown["name"] == photo.name
+            assert shown["best"] == names[0]
             assert shown["classes"][:4] == [names[0], names[1], r"\u202egpj.exe\u000a\u001b[2J", names[3]]
-            assert shown["by"] == "FP32<P> on ONNX Runtime, verdict: <i>fail</i>" and shown["file"] == "<b>.onnx"
+            assert shown["by"] == "FP32<P> on ONNX Runtime, verdict: <i>fail</i>"
+            assert shown["file"] == "<b>.onnx"
             assert tab.value("document.querySelectorAll('.bars .class')[3].matches(':dir(rtl)')")
             assert tab.value("document.querySelectorAll('.bars .class')[4].offsetHeight") < 100
             assert tab.value("document.documentElement.scrollWidth") <= width
@@ -341,5 +292,7 @@ def test_a_picture_that_the_browser_cannot_show_is_answered_with_a_placeholder(
         tab.choose("#files", [tmp_path / "scan.tiff"])
         tab.until("!document.querySelector('.placeholder').hidden")
         (shown,) = read(tab)
-        assert shown["placeholder"] == 1 and not shown["preview"] and shown["best"] == "tabby cat"
+        assert shown["placeholder"] == 1
+        assert not shown["preview"]
+        assert shown["best"] == "tabby cat"
         check_layout(tab)
