@@ -58,7 +58,7 @@ class Browser:
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        tab = Tab(self, session)
+        tab = Tab(self, session, width)
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             tab.call(f"{domain}.enable")
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
@@ -72,10 +72,10 @@ class Browser:
 
 
 class Tab:
-    """A page in the browser."""
+    """A page in the browser, of a width in pixels."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
-        self._browser, self._session = browser, session
+    def __init__(self, browser: Browser, session: str, width: int) -> None:
+        self._browser, self._session, self.width = browser, session, width
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method of the protocol in this tab."""
