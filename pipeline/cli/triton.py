@@ -1,60 +1,27 @@
 """``triton-repo``: a Triton model repository of a recipe's verified file."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from pathlib import Path
 
-from export.errors import ProjectError
 from export.files import refuse_long_name
-from export.tensorrt.sidecar import PRECISIONS
 from export.words import count
 from pipeline.artifacts.files import recipe_lock
 from pipeline.artifacts.output import check_folder, require_space
+from pipeline.artifacts.parity_report import read_parity
 from pipeline.artifacts.paths import PARITY, Artifacts
-from pipeline.serving.candidates import BACKENDS
-from pipeline.terminal.command_line import Parser
+from pipeline.cli.triton_options import check_number
+from pipeline.runners.cpus import usable_cpus
+from pipeline.triton.batching import find_batching
+from pipeline.triton.choose import choose
+from pipeline.triton.config import Serving
+from pipeline.triton.model_file import read_model_file
+from pipeline.triton.readme import server_needs
+from pipeline.triton.repository import refuse_changed, write_repository
 from pipeline.workflow.context import Context
+from pipeline.workflow.deployment import warn_of_recipe_changes
 
 log = logging.getLogger(__name__)
-
-EXAMPLES = """-c digits
-  python -m pipeline triton-repo -c digits --backend onnxruntime --instances 2 -o /srv/models/digits
-  tritonserver --model-repository=/srv/models/digits"""
-MOST = 64  # instances; more is a typing error
-
-
-def add_triton_options(parser: Parser) -> None:
-    """Add the options of ``triton-repo``."""
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: <recipe>-triton")
-    parser.add_argument(
-        "--backend",
-        choices=["auto", *BACKENDS],
-        default="auto",
-        type=str.lower,
-        help="what runs the file on the server; default: auto, the first of them that passed",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        type=str.lower,
-        help="default: auto, the fastest that passed",
-    )
-    parser.add_argument(
-        "--instances",
-        type=int,
-        default=1,
-        metavar="N",
-        help="of the model, on each GPU or on the CPU; default: %(default)s",
-    )
-    parser.add_argument(
-        "--decoders",
-        type=int,
-        metavar="N",
-        help="processes that decode; default: one for each CPU of this machine, at most 8",
-    )
 
 
 def make_repository(args: argparse.Namespace, context: Context) -> dict[str, object]:
@@ -70,20 +37,8 @@ def make_repository(args: argparse.Namespace, context: Context) -> dict[str, obj
     Raises:
         ProjectError: nothing passed verification, or the folder cannot be written.
     """
-    from pipeline.artifacts.parity_report import read_parity
-    from pipeline.runners.cpus import usable_cpus
-    from pipeline.triton.batching import find_batching
-    from pipeline.triton.choose import choose
-    from pipeline.triton.config import Serving
-    from pipeline.triton.model_file import read_model_file
-    from pipeline.triton.readme import server_needs
-    from pipeline.triton.repository import refuse_changed, write_repository
-    from pipeline.workflow.deployment import warn_of_recipe_changes
-
-    decoders = min(8, usable_cpus()) if args.decoders is None else args.decoders
-    for option, number in (("--instances", args.instances), ("--decoders", decoders)):
-        if not 1 <= number <= MOST:
-            raise ProjectError(f"Expected a number from 1 to {MOST} after {option}. Received: {number}.")
+    instances = check_number("--instances", args.instances)
+    decoders = check_number("--decoders", min(8, usable_cpus()) if args.decoders is None else args.decoders)
     recipe = context.recipe
     output = (args.output or Path(f"{recipe.name}-triton")).absolute()
     check_folder(output, "-o")
@@ -104,7 +59,7 @@ def make_repository(args: argparse.Namespace, context: Context) -> dict[str, obj
             batching=find_batching(artifacts, choice, recipe.infer.batch_size),
             decode=card.decode,
             largest_file=recipe.infer.max_file_mib * 2**20,
-            instances=args.instances,
+            instances=instances,
             decoders=decoders,
         )
         record = write_repository(output, serving, choice, card, artifacts, read_parity(artifacts.path(PARITY)))

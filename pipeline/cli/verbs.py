@@ -9,8 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
-from pipeline.cli.triton import EXAMPLES as TRITON_EXAMPLES
-from pipeline.cli.triton import add_triton_options
+from pipeline.cli.triton_options import EXAMPLES as TRITON_EXAMPLES
+from pipeline.cli.triton_options import add_triton_options
 from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
 from pipeline.cli.verify_options import add_verify_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser

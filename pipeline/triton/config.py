@@ -125,7 +125,7 @@ _FILES = Tensor(FILES, "TYPE_STRING", (1,))
 
 
 def _head(name: str, kind: str, largest: Number) -> str:
-    return f"name: {_quoted(name)}\n{kind}\n# {largest.source}\nmax_batch_size: {largest.value}"
+    return f"name: {_quoted(name)}\n{kind}\n{_comment(largest)}\nmax_batch_size: {largest.value}"
 
 
 def _tensors(field: str, tensors: Iterable[Tensor], labels: bool = False) -> str:
@@ -145,7 +145,7 @@ def _dynamic_batching(batching: Batching) -> str:
     preferred, delay = batching.preferred, batching.delay
     size = f"  preferred_batch_size: [ {preferred.value} ]\n" if preferred.value > 1 else ""
     return (
-        f"dynamic_batching {{\n  # {preferred.source}\n{size}  # {delay.source}\n"
+        f"dynamic_batching {{\n  {_comment(preferred)}\n{size}  {_comment(delay)}\n"
         f"  max_queue_delay_microseconds: {delay.value}\n}}"
     )
 
@@ -174,6 +174,11 @@ def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> 
     return "\n".join(
         ["    {", f"      model_name: {_quoted(model)}", f"      model_version: {VERSION}", *maps, "    }"]
     )
+
+
+def _comment(number: Number) -> str:
+    """Return where a number comes from; the name of a machine that somebody brought cannot end the comment."""
+    return f"# {' '.join(number.source.split())}"
 
 
 def _quoted(text: str) -> str:

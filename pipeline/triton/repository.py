@@ -93,7 +93,7 @@ def write_repository(
             that was altered meanwhile.
     """
     labels = _labels(card.classes)
-    if serving.name in (RECORD, README, CLIENT):
+    if serving.name.lower() in (RECORD, README.lower(), CLIENT):
         raise ProjectError(
             f"Expected a recipe whose name is no file of a repository. Received: {serving.name}. Rename the recipe."
         )
@@ -149,11 +149,8 @@ def refuse_changed(output: Path) -> None:
     Raises:
         ProjectError: it holds other files, or one was changed; with their names.
     """
-    there = {
-        path.relative_to(output).as_posix()
-        for path in (output.rglob("*") if output.is_dir() else ())
-        if path.is_file() and _CACHE not in path.parts
-    } - {RECORD}
+    names = (path.relative_to(output) for path in output.rglob("*") if not path.is_dir()) if output.is_dir() else ()
+    there = {name.as_posix() for name in names if _CACHE not in name.parts} - {RECORD}
     if not there and not (output / RECORD).exists():
         return
     remedy = "Move it away, or name another folder with -o."
