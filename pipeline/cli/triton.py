@@ -41,7 +41,7 @@ def make_repository(args: argparse.Namespace, context: Context) -> dict[str, obj
     decoders = check_number("--decoders", min(8, usable_cpus()) if args.decoders is None else args.decoders)
     recipe = context.recipe
     output = (args.output or Path(f"{recipe.name}-triton")).absolute()
-    check_folder(output, "-o")
+    check_folder(output.parent, "-o", output)
     refuse_long_name(output, "-o")
     refuse_changed(output)
     card = context.card()

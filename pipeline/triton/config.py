@@ -13,11 +13,9 @@ from pipeline.triton.batching import Batching, Number
 from pipeline.triton.model_file import ModelFile, Tensor
 
 CONFIG, LABELS = "config.pbtxt", "labels.txt"
-_EXACT = """
-# Without graph optimizations: so the file computes the answers that were verified.
+_EXACT = """# Without graph optimizations: so the file computes the answers that were verified.
 optimization { graph { level: 2 } }"""
-_FP32 = """
-# FP32 in FP32, as it was verified, and not in TF32, the provider's default.
+_FP32 = """# FP32 in FP32, as it was verified, and not in TF32, the provider's default.
 optimization {
   execution_accelerators {
     gpu_execution_accelerator [ { name: "cuda" parameters { key: "use_tf32" value: "0" } } ]
@@ -66,7 +64,7 @@ def classifier_config(serving: Serving) -> str:
         _tensors("input", [file.pixels]),
         _tensors("output", file.answers, labels=True),
         _versions(),
-        f"instance_group [ {{ count: {serving.instances} kind: {kind} }} ]",
+        f"# --instances of triton-repo\ninstance_group [ {{ count: {serving.instances} kind: {kind} }} ]",
         _dynamic_batching(batching),
         _optimization(serving),
         "model_warmup [\n" + ",\n".join(_warmup(size, file.pixels) for size in warm) + "\n]",
@@ -92,7 +90,7 @@ def decoder_config(serving: Serving, more: Mapping[str, str]) -> str:
             _tensors("input", [_FILES]),
             _tensors("output", [serving.file.pixels]),
             _versions(),
-            "# A process each; they share the CPUs with everything else that runs there.",
+            "# --decoders of triton-repo: a process each, on the CPUs of everything else that runs there",
             f"instance_group [ {{ count: {serving.decoders} kind: KIND_CPU }} ]",
             *(
                 f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(parameters[key])} }} }}"
@@ -152,17 +150,15 @@ def _dynamic_batching(batching: Batching) -> str:
 
 def _optimization(serving: Serving) -> str:
     if serving.backend == "onnxruntime-cuda":
-        return (_FP32 % ("\n  graph { level: 2 }" if serving.file.exact else "")).strip()
-    return _EXACT.strip() if serving.file.exact else ""
+        return _FP32 % ("\n  graph { level: 2 }" if serving.file.exact else "")
+    return _EXACT if serving.file.exact else ""
 
 
 def _warmup(size: int, pixels: Tensor) -> str:
     dims = ", ".join(map(str, pixels.dims))
     value = f"data_type: {pixels.data_type} dims: [ {dims} ] zero_data: true"
-    return (
-        f'  {{ name: "batch of {size}" batch_size: {size} '
-        f"inputs {{ key: {_quoted(pixels.name)} value {{ {value} }} }} }}"
-    )
+    inputs = f"inputs {{ key: {_quoted(pixels.name)} value {{ {value} }} }}"
+    return f'  {{ name: "batch of {size}" batch_size: {size}\n    {inputs} }}'
 
 
 def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import onnx
 import yaml
 
 from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, TimedModel
+from pipeline.artifacts.fastest import Serves
 from pipeline.artifacts.files import sha256_file, write_json
 from pipeline.artifacts.machine import Cpu, Machine
 from pipeline.artifacts.manifest import Key, write_manifest
@@ -74,14 +75,16 @@ def write_engine(context: Context, name: str = "build/tensorrt/fp16.plan", **cha
     return name
 
 
-def write_benchmark(context: Context, timed: str, rows: Sequence[BenchmarkRow], cpu: str = "a CPU") -> None:
+def write_benchmark(
+    context: Context, timed: str, rows: Sequence[BenchmarkRow], cpu: str = "a CPU", serves: Serves | None = None
+) -> None:
     """A benchmark that timed a file as it is now."""
     folder = (context.root / BENCHMARK).parent
     folder.mkdir(exist_ok=True)
     machine = Machine(cpu=Cpu(model=cpu, usable_cores=2))
     write_json(
         context.root / BENCHMARK,
-        BenchmarkReport(context.recipe.name, TimedModel((16, 16), 4), machine, None, (), (), tuple(rows)),
+        BenchmarkReport(context.recipe.name, TimedModel((16, 16), 4), machine, None, (), (), tuple(rows), serves),
     )
     key = Key({timed: sha256_file(context.root / timed)}, {}, "")
     write_manifest(folder, stage="benchmark", recipe=context.recipe.name, key=key, seconds=1.0, result={})

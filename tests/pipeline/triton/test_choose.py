@@ -6,9 +6,13 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from export.errors import ProjectError
+from pipeline.artifacts.fastest import Pair, Serves, engine_contender, make_contest
 from pipeline.artifacts.paths import ONNX, PARITY, Artifacts
 from pipeline.serving.select_model import Selection
 from pipeline.triton.choose import choose
@@ -21,6 +25,7 @@ from tests.pipeline.triton.recipes import (
     FP32,
     make_context,
     make_recipe,
+    write_benchmark,
     write_card,
     write_engine,
     write_onnx,
@@ -116,6 +121,18 @@ def test_an_engine_goes_first_although_no_gpu_is_here(engines: Context) -> None:
     assert chosen(engines, "onnxruntime").name == FP32
 
 
+def test_the_engine_that_was_measured_to_be_faster_goes_first(engines: Context) -> None:
+    artifacts = Artifacts(engines.root)
+    contenders = [engine_contender(artifacts, name) for name in (INT8, FP16)]
+    slower = Pair(INT8, FP16, 9, ratio=0.5, interval=(0.49, 0.51))
+    serves = Serves("Fake GPU", "8.9", {}, (make_contest(4, contenders, [slower]),))
+    write_benchmark(engines, FP16, [], serves=serves)
+    assert chosen(engines).name == FP16
+    write_engine(engines, FP16, tensorrt_version="10.14.0")  # not the one that was measured
+    write_verdict(engines.root, make_hop(FP16), make_hop(INT8))
+    assert chosen(engines).name == INT8
+
+
 def test_an_engine_without_its_sidecar_is_refused_by_name(engines: Context, caplog: pytest.LogCaptureFixture) -> None:
     (engines.root / INT8).with_suffix(".json").unlink()
     assert chosen(engines).name == FP16
@@ -153,6 +170,19 @@ def test_an_onnx_file_says_what_it_takes(context: Context) -> None:
     assert file.pixels == Tensor("images", "TYPE_UINT8", (16, 16, 3))
     assert file.answers == (Tensor("logits", "TYPE_FP32", (4,)), Tensor("probabilities", "TYPE_FP32", (4,)))
     assert (file.exact, file.sidecar) == (False, None)
+
+
+def test_a_pad_is_computed_as_it_stands_since_an_optimizer_of_it_is_left_out_here(context: Context) -> None:
+    path = context.root / FP32
+    model = onnx.load(path)
+    sides = numpy_helper.from_array(np.zeros(8, np.int64), "sides")
+    model.graph.initializer.append(sides)
+    conv = next(index for index, node in enumerate(model.graph.node) if node.op_type == "Conv")
+    model.graph.node[conv].input[0] = "padded"
+    model.graph.node.insert(conv, onnx.helper.make_node("Pad", ["nchw", "sides"], ["padded"]))
+    onnx.save(model, path)
+    write_verdict(context.root, make_hop(FP32))
+    assert read_model_file(chosen(context), CARD).exact
 
 
 def test_an_engine_says_what_it_takes_in_its_sidecar(engines: Context) -> None:

@@ -18,7 +18,7 @@ from pipeline.runners.onnxruntime import OnnxRunner
 from tests.fakes import triton
 from tests.fakes.triton import TritonError, TritonModelException, load, run_ensemble
 from tests.made_records import make_hop, write_verdict
-from tests.pipeline.inference.deployments import CARD, make_photos
+from tests.pipeline.inference.deployments import CARD, make_deployment, make_photos
 from tests.pipeline.triton.recipes import FP32, make_recipe, write_onnx, write_repository
 
 
@@ -65,6 +65,16 @@ def test_the_ensemble_answers_as_the_project_does_to_the_bit(repository: Path, p
     assert np.array_equal(answers["logits"], expected.logits)
     assert np.array_equal(answers["probabilities"], expected.probabilities)
     assert len(set(answers["probabilities"].argmax(axis=1).tolist())) > 1  # or all would agree on nothing
+
+
+def test_the_best_classes_are_those_of_the_rows_of_infer(repository: Path, photos: list[bytes], tmp_path: Path) -> None:
+    with make_deployment(tmp_path, batch_size=4, top_k=4).open() as classifier:
+        rows = classifier.contents(photos)
+    probabilities = run_ensemble(repository, "tiny_files", photos)["probabilities"]
+    for row, answer in zip(rows, probabilities, strict=True):
+        assert row.status == "ok"
+        assert row.classes[0] == CARD.classes[answer.argmax()]
+        assert list(row.probabilities) == sorted(answer.tolist(), reverse=True)
 
 
 def test_the_step_that_decodes_gives_the_pixels_of_the_project(repository: Path, photos: list[bytes]) -> None:
