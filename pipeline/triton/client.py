@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes of each image; default: %(default)s")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds for a request; default: %(default)s")
     args = parser.parse_args(argv)
+    if args.top_k < 1:
+        parser.error(f"expected a number of at least 1 after --top-k, not {args.top_k}")
     try:
         import tritonclient.http as triton
     except ImportError as error:

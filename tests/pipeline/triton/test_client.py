@@ -117,6 +117,12 @@ def test_a_model_that_is_not_there_and_no_server_are_one_sentence(repository: Pa
     assert "Traceback" not in done.stderr
 
 
+def test_no_classes_are_refused(repository: Path) -> None:
+    done = run(repository, "--top-k", "0", "x.jpg")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected a number of at least 1 after --top-k, not 0" in done.stderr
+
+
 def test_the_model_is_that_of_the_repository_beside_it(repository: Path) -> None:
     done = run(repository, "--help")
     assert done.returncode == 0
