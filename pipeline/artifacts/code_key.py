@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -58,7 +58,7 @@ def code_digest(module: str, root: Path) -> str:
     return sha256_bytes("\0".join(digest for _, digest in sorted(closure(module, root).items())).encode())
 
 
-def closure(module: str, root: Path) -> dict[str, str]:
+def closure(module: str, root: Path, borders: Collection[str] = BORDERS.keys()) -> dict[str, str]:
     """Return the digests of the files that decide what a module does, by path relative to the repository.
 
     These are the project modules that it imports, also inside functions but not under ``TYPE_CHECKING``; and files
@@ -67,12 +67,13 @@ def closure(module: str, root: Path) -> dict[str, str]:
     Args:
         module: Dotted name.
         root: Root folder of the repository.
+        borders: Files at which following the imports stops, and which are left out. Defaults to `BORDERS`.
     """
     digests: dict[str, str] = {}
     pending = [module.replace(".", "/") + ".py"]
     while pending:
         name = pending.pop()
-        if name in digests or name in BORDERS:
+        if name in digests or name in borders:
             continue
         source = _python_source(_read(root / name))
         digests[name] = source.digest

@@ -97,6 +97,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
             context.card()  # a recipe that contradicts the model is the cause of stale results, so it is named first
         refuse_stale_artifacts(context)
         return bundle(context, output)
+    if args.command == "triton-repo":
+        from pipeline.cli.triton import make_repository
+
+        return make_repository(args, context)
     if names_images:
         from pipeline.cli.infer import infer_images
 

@@ -9,6 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
+from pipeline.cli.triton_options import EXAMPLES as TRITON_EXAMPLES
+from pipeline.cli.triton_options import add_triton_options
 from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
 from pipeline.cli.verify_options import add_verify_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser
@@ -36,6 +38,7 @@ HELP = {
 }
 LAYERS_HELP = "then compare every Keras layer with its tensor in each file"
 REDUCE_HELP = "--layers, and the smallest part of what fails as files for a bug report (sets verify.reduce)"
+TRITON_HELP = "a Triton model repository of the file that passed verification, to serve it in production"
 BENCHMARK_HELP = "latency and throughput of Keras, ONNX Runtime and the engines, as `python -m benchmarks`"
 
 
@@ -65,6 +68,8 @@ def build_parser() -> Parser:
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)
+    triton = add("triton-repo", TRITON_HELP, [recipe], TRITON_EXAMPLES)
+    add_triton_options(triton)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(

@@ -242,13 +242,6 @@ def _measured_fastest(
     first = serving[0]
     if first.backend not in ON_GPU:
         return first
-    rivals = [
-        choice
-        for choice in serving
-        if choice.backend in ON_GPU
-        and choice.verdict in (PASS, first.verdict)
-        and misfit(choice.profile, size)[0] <= misfit(first.profile, size)[0]
-    ]
     serves, doubt = read_serves(artifacts)
     if serves is None:
         if doubt:
@@ -257,6 +250,26 @@ def _measured_fastest(
     if difference := _other_gpu(serves, driver, runtime):
         log.debug("the benchmark does not count: %s", difference)
         return first
+    return fastest_of(serving, serves, artifacts, size)
+
+
+def fastest_of(serving: Sequence[Selection], serves: Serves, artifacts: Artifacts, size: int) -> Selection:
+    """Return the first of the files that may serve, or one that was measured to be faster than it on a GPU.
+
+    Args:
+        serving: files that may serve, by their default rank; the first runs on a GPU.
+        serves: what was measured on that GPU.
+        artifacts: files of the recipe.
+        size: images per batch.
+    """
+    first = serving[0]
+    rivals = [
+        choice
+        for choice in serving
+        if choice.backend in ON_GPU
+        and choice.verdict in (PASS, first.verdict)
+        and misfit(choice.profile, size)[0] <= misfit(first.profile, size)[0]
+    ]
     contenders = {
         choice.name: engine_contender(artifacts, choice.name)
         if choice.backend == "tensorrt"
