@@ -1,6 +1,6 @@
 """Spark: a column of image files, or of their paths, to the columns of `infer`.
 
-Spark's ``predict_batch_udf`` opens the file that answers once for each Python worker, and keeps it while the worker lives.
+Spark's ``predict_batch_udf`` opens the file that answers once in each Python worker, and keeps it while that lives.
 The rows are those of `infer`: what is no image has a status and no class, and fails no job.
 """
 
@@ -10,6 +10,7 @@ import atexit
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ from urllib.request import url2pathname
 import numpy as np
 
 from export.errors import ProjectError
-from export.files import ROOT
-from pipeline.inference.deployment import Deployment
+from export.files import ROOT, temporary_folder
+from pipeline.inference.deployment import BatchClassifier, Deployment
+from pipeline.inference.output.parquet import rows_as_table
 from pipeline.inference.rows import Row, columns
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
 
 PredictBatch = Callable[[np.ndarray], dict[str, np.ndarray]]
 _PACKAGES = ("pipeline", "export")
@@ -59,16 +62,20 @@ def classify_udf(deployment: Deployment, batch_size: int = 256) -> Callable[...,
     return udf
 
 
-def return_type(top_k: int) -> str:
-    """Return the type of the struct, as Spark writes types.
+def return_type(top_k: int) -> StructType:
+    """Return the type of the struct.
 
     Args:
         top_k: classes in a row.
     """
-    kinds = {"width": "int", "height": "int"}
-    return ", ".join(
-        f"{name} {kinds.get(name, 'double' if name.startswith('probability') else 'string')}"
-        for name in columns(top_k)[1:]
+    from pyspark.sql.types import DoubleType, IntegerType, StringType, StructField, StructType
+
+    kinds = {"width": IntegerType(), "height": IntegerType()}
+    return StructType(
+        [
+            StructField(name, kinds.get(name, DoubleType() if name.startswith("probability") else StringType()))
+            for name in columns(top_k)[1:]
+        ]
     )
 
 
@@ -80,7 +87,9 @@ def make_predict_batch(deployment: Deployment) -> Callable[[], PredictBatch]:
     """
     settings = deployment.settings
     alone = replace(
-        deployment, threads=deployment.threads or 1, settings=replace(settings, decode_threads=settings.decode_threads or 1)
+        deployment,
+        threads=deployment.threads or 1,
+        settings=replace(settings, decode_threads=settings.decode_threads or 1),
     )
     top_k = min(settings.top_k, len(deployment.card.classes))
 
@@ -90,7 +99,7 @@ def make_predict_batch(deployment: Deployment) -> Callable[[], PredictBatch]:
         atexit.register(classifier.__exit__)
 
         def predict(values: np.ndarray) -> dict[str, np.ndarray]:
-            return _as_columns(classifier.items_of(values.tolist()), top_k)
+            return _as_columns(_classify(classifier, values.tolist()), top_k)
 
         return predict
 
@@ -103,30 +112,35 @@ def ship_package(spark: SparkSession) -> None:
     Args:
         spark: the session; the code is there for all its later jobs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "keras-resnet-to-tensorrt.zip"
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-            for package in _PACKAGES:
-                for path in sorted((ROOT / package).rglob("*")):
-                    if path.is_file() and "__pycache__" not in path.parts:
-                        file.write(path, path.relative_to(ROOT))
-        spark.sparkContext.addPyFile(str(archive))
+    block = ExitStack()
+    folder = block.enter_context(temporary_folder(Path(tempfile.gettempdir()) / "pipeline-spark"))
+    atexit.register(block.close)  # not earlier: Spark reads it when a job starts
+    archive = folder / "keras-resnet-to-tensorrt.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for package in _PACKAGES:
+            for path in sorted((ROOT / package).rglob("*")):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    file.write(path, path.relative_to(ROOT))
+    spark.sparkContext.addPyFile(str(archive))
+
+
+def _classify(classifier: BatchClassifier, values: Sequence[bytes | bytearray | str | None]) -> list[Row]:
+    """Classify the values of a column, contents of files or paths; null is a row too."""
+    if any(isinstance(value, str) for value in values):
+        return classifier.files([_path(value) if isinstance(value, str) else "" for value in values])
+    return classifier.contents([bytes(value) if isinstance(value, (bytes, bytearray)) else None for value in values])
+
+
+def _path(text: str) -> str:
+    """Return a path, of the file: address too that Spark gives to files."""
+    return url2pathname(urlsplit(text).path) if text.startswith("file:") else text
 
 
 def _as_columns(rows: Sequence[Row], top_k: int) -> dict[str, np.ndarray]:
-    """Return rows as columns; what a row does not have is null."""
-    table: dict[str, list[Any]] = {name: [] for name in columns(top_k)[1:]}
-    for row in rows:
-        values: dict[str, Any] = {"status": row.status, "error": row.error, "width": row.width, "height": row.height}
-        for rank, (name, probability) in enumerate(zip(row.classes, row.probabilities), 1):
-            end = "" if rank == 1 else f"_{rank}"
-            values |= {f"class{end}": name, f"probability{end}": probability}
-        for column, cells in table.items():
-            cells.append(values.get(column))
-    return {column: _objects(cells) for column, cells in table.items()}
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+    """Return rows as columns of Python's values; what a row does not have is null."""
+    table = rows_as_table(rows, top_k)
+    result = {}
+    for name in columns(top_k)[1:]:
+        result[name] = np.empty(len(rows), object)
+        result[name][:] = table[name].to_pylist()
+    return result
