@@ -1,15 +1,25 @@
 """``infer`` with named images: batch inference, and what it says at its end."""
 
+from __future__ import annotations
+
 import argparse
 import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from export.words import count
 from pipeline.artifacts.paths import CARD
 from pipeline.cli import options as cli
 from pipeline.cli.infer_options import make_request
+from pipeline.cli.infer_ray import RAY
+from pipeline.inference.request import Request
 from pipeline.serving.select_model import Selection
 from pipeline.workflow.context import Context
-from pipeline.workflow.deployment import select, warn_of_recipe_changes
+from pipeline.workflow.deployment import deploy, select, warn_of_recipe_changes
+
+if TYPE_CHECKING:
+    from pipeline.inference.deployment import Deployment
+    from pipeline.inference.infer import Inference
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +36,9 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
     Returns:
         dict[str, object]: the JSON line: how many images, by status, the file that answered, and the speed.
     """
-    from pipeline.inference.infer import Inference, infer  # with what it decodes with
-
     request = make_request(args, context.recipe.infer)
-    card = context.card()
-    warn_of_recipe_changes(context)
-
-    def select_for(batch_size: int) -> Selection:
-        return select(context, args.backend, args.precision, args.allow_unverified, batch_size)
-
     with context.invocation.completing_errors():
-        result: Inference = infer(request, context.root / CARD, card, select_for, quiet=args.quiet)
+        result = (_infer_on_ray if args.engine == RAY else _infer_here)(args, context, request)
     if result.images > _FEW and result.continued < result.images:
         log.info("%s images/s, %s", f"{result.pace['images_per_second']:,.0f}", result.sentence)
     output = "standard output" if request.output is None else str(request.output)
@@ -67,3 +69,37 @@ def infer_images(args: argparse.Namespace, context: Context) -> dict[str, object
         **result.pace,
         "exit": cli.SOME_FAILED if result.failed else cli.DONE,
     }
+
+
+def _infer_here(args: argparse.Namespace, context: Context, request: Request) -> Inference:
+    from pipeline.inference.infer import infer  # with what it decodes with
+
+    card = context.card()
+    warn_of_recipe_changes(context)
+
+    def select_for(batch_size: int) -> Selection:
+        return select(context, args.backend, args.precision, args.allow_unverified, batch_size)
+
+    return infer(request, context.root / CARD, card, select_for, quiet=args.quiet)
+
+
+def _infer_on_ray(args: argparse.Namespace, context: Context, request: Request) -> Inference:
+    from pipeline.distributed.ray_engine import RayOptions, infer_on_ray
+
+    context.card()  # what it refuses is said before a cluster starts
+    how = partial(
+        _deploy,
+        context=context,
+        backend=args.backend,
+        precision=args.precision,
+        allow_unverified=args.allow_unverified,
+        top_k=request.top_k,
+        threshold=request.threshold,
+        keep_damaged=request.keep_damaged,
+    )
+    options = RayOptions(args.ray_address, args.workers)
+    return infer_on_ray(request, context.root / CARD, how, options, quiet=args.quiet)
+
+
+def _deploy(batch_size: int, context: Context, **options: Any) -> Deployment:
+    return deploy(context, batch_size=batch_size, **options)

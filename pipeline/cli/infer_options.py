@@ -7,6 +7,7 @@ from pathlib import Path
 from export.errors import ProjectError
 from export.tensorrt.sidecar import PRECISIONS
 from pipeline.artifacts.output import check_folder, check_output
+from pipeline.cli.infer_ray import DEFAULT_FOLDER, RAY, add_engine_options, folder_output, refuse_for_engine
 from pipeline.inference.output.spec import ENDINGS, Format, format_of
 from pipeline.inference.request import Request
 from pipeline.recipe.schema import Infer
@@ -18,7 +19,8 @@ EXAMPLES = """-c digits photos/ -o predictions.csv
   python -m pipeline infer --list names.txt -o predictions.jsonl         a path a line, or a .csv with a column path
   python -m pipeline infer 'shards/*.tar' data.parquet --top-k 5         WebDataset shards, Parquet with images
   find photos -type f -newer last -print0 | python -m pipeline infer - -o - | head
-  python -m pipeline infer photos/ --sort-into sorted --threshold 0.9    links in a folder for each class"""
+  python -m pipeline infer photos/ --sort-into sorted --threshold 0.9    links in a folder for each class
+  python -m pipeline infer photos/ --engine ray -o answers               on a cluster, to a folder of Parquet parts"""
 STANDARD_OUTPUT, DEFAULT_OUTPUT = "-", "predictions.csv"
 
 
@@ -45,7 +47,8 @@ def add_infer_options(parser: Parser) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help=f"{', '.join(ENDINGS)} or {STANDARD_OUTPUT} for standard output; default: {DEFAULT_OUTPUT}",
+        help=f"{', '.join(ENDINGS)} or {STANDARD_OUTPUT} for standard output; default: {DEFAULT_OUTPUT}; "
+        f"with --engine ray a folder, default: {DEFAULT_FOLDER}",
     )
     rows.add_argument(
         "--format",
@@ -100,6 +103,7 @@ def add_infer_options(parser: Parser) -> None:
     how.add_argument(
         "--gpus", metavar="LIST", help="all, or indices as 0,1: a process on each; default: runtime.device"
     )
+    add_engine_options(how)
     how.add_argument("--restart", action="store_true", help="begin anew, also where a stopped run could be continued")
 
 
@@ -137,7 +141,8 @@ def make_request(args: argparse.Namespace, settings: Infer) -> Request:
             raise ProjectError(f"Expected a number of at least 1 after {option}. Received: {number}.")
     if not 0 <= args.threshold <= 1:  # not a number is neither
         raise ProjectError(f"Expected a probability from 0 to 1 after --threshold. Received: {args.threshold}.")
-    output, form = _output(args)
+    refuse_for_engine(args)
+    output, form = (folder_output(args), "parquet") if args.engine == RAY else _output(args)
     if args.csv_safe and form != "csv":
         raise ProjectError(f"Expected --csv-safe with CSV; only a spreadsheet computes cells. Received: {form}.")
     if args.embeddings is not None:

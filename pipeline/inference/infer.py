@@ -11,24 +11,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
 from export.errors import ProjectError
 from export.files import temporary_folder
 from export.tensorrt.driver import driver_status
-from pipeline import __version__
 from pipeline.artifacts.files import sha256_file
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.embeddings import open_embeddings
 from pipeline.inference.gpu_worker import Work
 from pipeline.inference.gpus import parse_gpus, run_on_gpus
+from pipeline.inference.identity import THREADS, identity_of
 from pipeline.inference.inputs.make_plan import make_plan
 from pipeline.inference.inputs.plan import Plan, read_plan
 from pipeline.inference.inputs.reader import open_reader
 from pipeline.inference.items import Item
-from pipeline.inference.output.record import Value
 from pipeline.inference.output.run import RunFolder, open_worker
 from pipeline.inference.output.sort import Sorted, refuse_members, sort_into
 from pipeline.inference.output.spec import OutputSpec
@@ -50,7 +48,6 @@ log = logging.getLogger(__name__)
 
 _SHARDS_OF_A_GPU = 4  # at least, so that a faster one takes more of them
 _MOST_AT_ONCE = 256  # images that ONNX Runtime gets at once
-_THREADS = "threads of ONNX Runtime"
 
 
 @dataclass(frozen=True)
@@ -180,14 +177,14 @@ class _Run:
         """Write the rows by way of the run's folder, from where an earlier run was stopped."""
         threads = usable_cores()
         identity = run.begin(
-            self._identity(card_digest, threads),
+            identity_of(self.plan.digest, card_digest, self.choice, self.settings, threads),
             len(self.plan),
             self._shard_rows(),
             self.spec,
-            kept=_THREADS,
+            kept=THREADS,
             fresh=self.request.restart,
         )
-        if isinstance(former := identity[_THREADS], int) and former:
+        if isinstance(former := identity[THREADS], int) and former:
             threads = former
         before, shards = run.counts(), run.unfinished()
         done = sum(before.values())
@@ -253,33 +250,6 @@ class _Run:
         if self.gpus:
             rows = min(rows, math.ceil(len(self.plan) / (_SHARDS_OF_A_GPU * len(self.gpus))))
         return math.ceil(rows / size) * size
-
-    def _identity(self, card_digest: str, threads: int) -> dict[str, Value]:
-        """Return what decides the rows, by its name in words."""
-        choice, settings = self.choice, self.settings
-        return {
-            "the inputs": self.plan.digest,
-            "the file that answers": choice.run_name,
-            "its bytes": choice.digest(),
-            "the model card": card_digest,
-            "the batch size": settings.batch_size,
-            "the threshold": settings.threshold,
-            "--keep-damaged": settings.keep_damaged,
-            "infer.max_file_mib": settings.largest_file // 2**20,
-            _THREADS: 0 if choice.backend in ON_GPU else threads,
-            "versions": ", ".join(_versions(choice.backend)),
-        }
-
-
-def _versions(backend: str) -> Iterator[str]:
-    """Yield the versions of what makes the rows; an engine's is in its sidecar."""
-    yield __version__
-    names = ["pillow", "simplejpeg", "pillow-heif"]
-    if backend != "tensorrt":
-        names += ["onnxruntime", "onnxruntime-gpu"]
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            yield f"{name} {version(name)}"
 
 
 def _show(shown: RowLog, progress: Progress, rows: Sequence[Row]) -> None:

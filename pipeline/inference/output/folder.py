@@ -12,13 +12,14 @@ from typing import Final
 
 from export.errors import ProjectError
 from export.files import remove_leftovers, sync, temporaries_of
-from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME
+from pipeline.inference.output.layout import CHECKPOINT, INPUTS, LOCK, PART_NAME, PARTS, RECORD, SHARD_NAME
 from pipeline.inference.output.places import NoLocksError, foreign, is_at, lock, open_inside, write_at
 
 _ENDING: Final = ".run"
 _TEMPORARY: Final = re.compile(rf"\.{re.escape(RECORD)}\.tmp-.*")
 _OF_RUN: Final = re.compile(rf"{LOCK}|{re.escape(RECORD)}|{SHARD_NAME.pattern}|{_TEMPORARY.pattern}")
 _INPUT: Final = re.compile(r"plan|stdin-[0-9a-f]{32}|\.(?:plan|stdin)\.tmp-.*")  # what lists the inputs makes these
+_INSIDE: Final = {INPUTS: _INPUT, PARTS: PART_NAME, CHECKPOINT: PART_NAME}  # the names in each folder of a run
 _ATTEMPTS: Final = 1000  # a run that ends removes the folder; another attempt makes it again
 
 
@@ -115,7 +116,7 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         for name in os.listdir(folder):
             if SHARD_NAME.fullmatch(name) or _TEMPORARY.fullmatch(name):
                 (folder / name).unlink(missing_ok=True)
-        remove_inputs(folder)
+        remove_inside(folder, *_INSIDE)
         if os.name != "nt":
             (folder / LOCK).unlink()
     finally:
@@ -126,17 +127,22 @@ def remove_folder(folder: Path, descriptor: int) -> None:
         folder.rmdir()
 
 
-def remove_inputs(folder: Path) -> None:
-    """Remove the inputs that a run has listed in its folder; whatever else is there stays, and the folder with it.
+def remove_inside(folder: Path, *names: str) -> None:
+    """Remove folders that a run has made in its folder; whatever else is in one stays, and that folder with it.
+
+    Args:
+        folder: of the run.
+        names: `INPUTS`, `PARTS` or `CHECKPOINT`.
 
     Raises:
         OSError: There is something else.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(folder / INPUTS):
-            if _INPUT.fullmatch(name):
-                (folder / INPUTS / name).unlink(missing_ok=True)
-        (folder / INPUTS).rmdir()
+    for inside in names:
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder / inside):
+                if _INSIDE[inside].fullmatch(name):
+                    (folder / inside / name).unlink(missing_ok=True)
+            (folder / inside).rmdir()
 
 
 def is_run_folder(path: str) -> bool:
@@ -176,13 +182,13 @@ def _strange(folder: Path) -> str:
     """Return why a folder is none that a run made, "" where it is one; an empty one may be."""
     with os.scandir(folder) as entries:
         there = {entry.name: entry for entry in entries}
-    strange = [name for name, entry in there.items() if name != INPUTS and not _is_file(entry, _OF_RUN)]
-    inputs = there.get(INPUTS)
-    if inputs is not None and not inputs.is_dir(follow_symlinks=False):
-        strange.append(INPUTS)
-    elif inputs is not None:
-        with os.scandir(inputs.path) as entries:
-            strange += [f"{INPUTS}/{entry.name}" for entry in entries if not _is_file(entry, _INPUT)]
+    strange = [name for name, entry in there.items() if name not in _INSIDE and not _is_file(entry, _OF_RUN)]
+    for name in _INSIDE.keys() & there.keys():
+        if not there[name].is_dir(follow_symlinks=False):
+            strange.append(name)
+            continue
+        with os.scandir(there[name].path) as entries:
+            strange += [f"{name}/{entry.name}" for entry in entries if not _is_file(entry, _INSIDE[name])]
     if strange:
         return f"a folder with {min(strange)!r}, which no run makes"
     return "a folder that no run made" if there and LOCK not in there else ""

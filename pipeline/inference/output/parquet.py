@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from pipeline.inference.output.lines import decode, name_bytes, split_lines
+from pipeline.inference.output.lines import decode, encode, name_bytes, split_lines
 from pipeline.inference.output.spec import OutputSpec
-from pipeline.inference.rows import columns
+from pipeline.inference.rows import Row, columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 GROUP_ROWS: Final = 16_384
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -28,28 +31,44 @@ class Sink(Protocol):
         """Take the lines of a batch and its embeddings."""
 
 
-@contextmanager
-def rows_as_parquet(path: Path, spec: OutputSpec) -> Iterator[Sink]:
-    r"""Yield what writes JSON Lines as a Parquet file.
+def schema_of_rows(top_k: int) -> pa.Schema:
+    r"""Return the columns of rows, those of `columns` and ``path_bytes``.
 
     The column ``path`` is text, with a byte that is not UTF-8 as its escape, ``\xff``; ``path_bytes`` has the bytes of
     such a name, and is null for all others. What a row does not have is null.
+
+    Args:
+        top_k: classes in a row, at most.
     """
+    import pyarrow as pa
+
+    kinds = {"width": pa.int32(), "height": pa.int32(), "path_bytes": pa.binary()}
+    names = columns(top_k)
+    names.insert(1, "path_bytes")
+    return pa.schema(
+        [(name, kinds.get(name, pa.float64() if name.startswith("probability") else pa.string())) for name in names]
+    )
+
+
+def rows_as_table(rows: Sequence[Row], top_k: int) -> pa.Table:
+    """Return rows as the table that `rows_as_parquet` would write of them."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(_parsed(encode(rows, OutputSpec("parquet", top_k))), schema_of_rows(top_k))
+
+
+@contextmanager
+def rows_as_parquet(path: Path, spec: OutputSpec) -> Iterator[Sink]:
+    """Yield what writes JSON Lines as a Parquet file, see `schema_of_rows`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = columns(spec.top_k)
-    kinds = {"width": pa.int32(), "height": pa.int32(), "path_bytes": pa.binary()}
-    names.insert(1, "path_bytes")
-    schema = pa.schema(
-        [(name, kinds.get(name, pa.float64() if name.startswith("probability") else pa.string())) for name in names]
-    )
+    schema = schema_of_rows(spec.top_k)
     waiting: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema) as writer:
 
         def write() -> None:
-            table = {name: [row.get(name) for row in waiting] for name in names}
-            writer.write_table(pa.table(table, schema))
+            writer.write_table(pa.Table.from_pylist(waiting, schema))
             waiting.clear()
 
         def take(lines: bytes, embeddings: bytes) -> None:

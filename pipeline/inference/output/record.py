@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from export.errors import add_note
 from export.records import read_record
-from export.words import listed
+from export.words import count, listed
 from pipeline.inference.output.layout import RECORD, Layout
 from pipeline.inference.output.spec import Format
+
+log = logging.getLogger(__name__)
 
 Value = str | int | float | bool | None
 _SHOWN: Final = 24  # characters of a value that a message shows; a digest is longer
@@ -49,6 +53,11 @@ class RunRecord:
         suffix = ".csv" if self.format == "csv" else ".jsonl"
         return Layout(folder, self.token, self.total, self.shard_rows, suffix, self.has_embeddings)
 
+    def keeping(self, key: str, former: RunRecord) -> RunRecord:
+        """Return this record with a former value of its identity; without it where either of both is false."""
+        value = former.identity.get(key)
+        return replace(self, identity={**self.identity, key: value}) if value and self.identity.get(key) else self
+
     def decides(self) -> dict[str, Value]:
         """Return all that decides the rows, in words; a run that is continued keeps the size of its shards."""
         return {
@@ -80,6 +89,30 @@ def changes(former: RunRecord, record: RunRecord) -> str:
         name for name in {**now, **before} if before.get(name) != now.get(name) or (name in before) != (name in now)
     ]
     return listed((_change(name, before.get(name), now.get(name)) for name in names), most=8)
+
+
+def say_continued(folder: Path, done: int, total: int) -> None:
+    """Log that a run goes on."""
+    log.info("continuing in %s: %s of %s are done", folder, f"{done:,}", count(total, "row"))
+
+
+def say_dropped(output: Path, dropped: int, changed: str) -> None:
+    """Warn that rows of an earlier run do not fit this one.
+
+    Args:
+        output: what the run writes.
+        dropped: number of rows.
+        changed: see `changes`.
+    """
+    verb = "is" if dropped == 1 else "are"
+    log.warning(
+        "%s of an earlier run for %s %s dropped, as these changed: %s", count(dropped, "row"), output, verb, changed
+    )
+
+
+def say_kept(error: BaseException, folder: Path, done: int, total: int) -> None:
+    """Add a note to what ends a run, about the rows that stay."""
+    add_note(error, f"{done:,} of {count(total, 'row')} are kept in {folder}: the same command continues.")
 
 
 def _change(name: str, before: Value, now: Value) -> str:

@@ -14,19 +14,25 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from export.errors import ProjectError, add_note
+from export.errors import ProjectError
 from export.files import DISK_FULL, add_path, refuse_long_name
-from export.words import count
 from pipeline.artifacts.files import escape_undecodable, write_json
-from pipeline.inference.output.folder import holding, remove_folder, remove_inputs, run_folder, take_folder
+from pipeline.inference.output.folder import holding, remove_folder, remove_inside, run_folder, take_folder
 from pipeline.inference.output.join import DamagedShardError, join
 from pipeline.inference.output.layout import INPUTS, LOCK, RECORD, SHARD_NAME, Layout, Shard
 from pipeline.inference.output.places import is_locked, size_of
-from pipeline.inference.output.record import RunRecord, Value, changes, read_run
+from pipeline.inference.output.record import (
+    RunRecord,
+    Value,
+    changes,
+    read_run,
+    say_continued,
+    say_dropped,
+    say_kept,
+)
 from pipeline.inference.output.shards import ShardWriter
 from pipeline.inference.output.spec import OutputSpec, require_parquet
 from pipeline.inference.rows import STATUSES, Rows
@@ -77,7 +83,7 @@ class RunFolder:
             try:
                 for option, path in (others or {}).items():
                     run._others.enter_context(holding(path, option))
-                remove_inputs(run.path)
+                remove_inside(run.path, INPUTS)
                 run.inputs.mkdir(mode=0o700)
             except BaseException as error:
                 run.__exit__(type(error), error, None)
@@ -133,9 +139,7 @@ class RunFolder:
         )
         self._spec = spec
         former = None if fresh else read_run(self.path)
-        as_former = record
-        if former is not None and texts.get(kept) and former.identity.get(kept):
-            as_former = replace(record, identity={**texts, kept: former.identity[kept]})
+        as_former = record if former is None else record.keeping(kept, former)
         if former is not None and former.decides() == as_former.decides():
             self._continue(former)
             return former.identity
@@ -230,8 +234,7 @@ class RunFolder:
             if not done:
                 self._remove()
             elif self._record is not None and error is not None:
-                rows = f"{done:,} of {count(self._record.total, 'row')}"
-                add_note(error, f"{rows} are kept in {self.path}: the same command continues.")
+                say_kept(error, self.path, done, self._record.total)
         if isinstance(error, OSError):
             add_path(error, self.output)
             # A person named the output; the folder beside it is on the same disk, and a note says what it keeps.
@@ -267,15 +270,12 @@ class RunFolder:
                 self._writer.claim(number)
         self._writer.close()
         if done := self.done:
-            log.info("continuing in %s: %s of %s are done", self.path, f"{done:,}", count(record.total, "row"))
+            say_continued(self.path, done, record.total)
 
     def _begin_anew(self, record: RunRecord, former: RunRecord | None, changed: str) -> None:
         assert self._spec is not None
         if former is not None and (dropped := _done(former.layout(self.path))):
-            log.warning(
-                "%s of an earlier run for %s %s dropped, as these changed: %s",
-                count(dropped, "row"), self.output, "is" if dropped == 1 else "are", changed,
-            )  # fmt: skip
+            say_dropped(self.output, dropped, changed)
         self._remove_shards()
         write_json(self.path / RECORD, record)
         self._record = record
