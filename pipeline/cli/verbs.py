@@ -9,6 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
+from pipeline.cli.serve_options import EXAMPLES as SERVE_EXAMPLES
+from pipeline.cli.serve_options import add_serve_options
 from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
 from pipeline.cli.verify_options import add_verify_options
 from pipeline.terminal.command_line import ARTIFACTS, Parser
@@ -18,6 +20,7 @@ EXAMPLES = """examples:
   python -m pipeline run -c digits --explain                what would run, and why
   python -m pipeline train --set train.head.epochs=5 --force
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
+  python -m pipeline serve                                  a page and an API on http://127.0.0.1:8000/
   python -m pipeline benchmark -c digits                    latency and throughput
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
   python -m pipeline inspect model.h5                       describe any model file
@@ -65,6 +68,13 @@ def build_parser() -> Parser:
     add("benchmark", BENCHMARK_HELP, [recipe, stage], "-c digits --set benchmark.seconds=5 --force")
     infer = add("infer", HELP["infer"], [recipe, stage], INFER_EXAMPLES)
     add_infer_options(infer)
+    serve = add(
+        "serve",
+        "a server on this machine: a page, POST /classify, the Open Inference Protocol",
+        [recipe],
+        SERVE_EXAMPLES,
+    )
+    add_serve_options(serve)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(
