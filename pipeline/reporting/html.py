@@ -32,10 +32,14 @@ def render(template: str, **values: object) -> Markup:
 
 
 @cache
-def environment() -> Environment:
-    """Return the environment of the templates: values are escaped, missing ones are errors."""
+def environment(templates: Path = TEMPLATES) -> Environment:
+    """Return the environment of the templates: values are escaped, missing ones are errors.
+
+    Args:
+        templates: their folder. Defaults to that of the report.
+    """
     jinja = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(templates),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_visible,
