@@ -13,6 +13,7 @@ from pipeline.server.errors import RequestError
 from pipeline.server.front import Front
 from pipeline.server.inference_protocol import add_protocol
 from pipeline.server.metrics import CONTENT_TYPE
+from pipeline.server.page import add_page
 from pipeline.server.service import Service
 
 
@@ -30,6 +31,7 @@ def make_app(service: Service, hosts: tuple[str, ...] = ()) -> ASGIApp:
     app.add_route("/classify", classify, ["POST"], include_in_schema=False)
     app.add_route("/metrics", _metrics, ["GET"], include_in_schema=False)
     add_protocol(app)
+    add_page(app, service.deployment)
     return Front(app, service, hosts)
 
 

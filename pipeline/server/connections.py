@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -58,5 +57,5 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
             if not self.transport.is_closing():
                 self.transport.close()
 
-    made: Any = Connection
+    made: type[asyncio.Protocol] = Connection
     return made

@@ -85,7 +85,7 @@ def read_request(body: bytes, header_length: str | None, most_json: int) -> Infe
     if length > most_json:
         raise RequestError(
             413,
-            f"Expected at most {most_json >> 20} MiB of JSON. Received: {length >> 20} MiB. Send tensors as binary data.",
+            f"Expected at most {most_json >> 20} MiB of JSON. Received: {length >> 20} MiB. Send binary data.",
             "too_large",
         )
     tree = _object(_parse(body[:length]), "the request")
@@ -216,7 +216,8 @@ def bytes_of(tensor: Tensor, most: int) -> list[bytes]:
         )
     if not 1 <= tensor.shape[0] <= most:
         raise bad(f"Expected 1 to {most} elements in {tensor.name}. Received: {tensor.shape[0]}.")
-    elements, rest = [], tensor.data
+    elements: list[bytes] = []
+    rest = tensor.data
     while len(rest):
         size = struct.unpack_from("<I", rest)[0] if len(rest) >= 4 else len(rest)
         if size > len(rest) - 4 or len(elements) == tensor.shape[0]:
