@@ -105,6 +105,10 @@ def _dispatch(args: argparse.Namespace) -> dict[str, object]:
         from pipeline.cli.infer import infer_images
 
         return infer_images(args, context)
+    if args.command == "serve":
+        from pipeline.cli.serve import serve_recipe
+
+        return serve_recipe(args, context)
     if args.command == "infer":
         refuse_without_images(args)
     if args.command == "verify":

@@ -9,6 +9,8 @@ from pipeline import __version__
 from pipeline.cli import options
 from pipeline.cli.infer_options import EXAMPLES as INFER_EXAMPLES
 from pipeline.cli.infer_options import add_infer_options
+from pipeline.cli.serve_options import EXAMPLES as SERVE_EXAMPLES
+from pipeline.cli.serve_options import add_serve_options
 from pipeline.cli.triton_options import EXAMPLES as TRITON_EXAMPLES
 from pipeline.cli.triton_options import add_triton_options
 from pipeline.cli.verify_options import EXAMPLES as VERIFY_EXAMPLES
@@ -20,6 +22,7 @@ EXAMPLES = """examples:
   python -m pipeline run -c digits --explain                what would run, and why
   python -m pipeline train --set train.head.epochs=5 --force
   python -m pipeline infer photos/ -o predictions.csv       classify a folder
+  python -m pipeline serve                                  a page and an API on http://127.0.0.1:8000/
   python -m pipeline benchmark -c digits                    latency and throughput
   python -m pipeline bundle -o digits.tar                   take the artifacts to a GPU machine
   python -m pipeline inspect model.h5                       describe any model file
@@ -70,6 +73,13 @@ def build_parser() -> Parser:
     add_infer_options(infer)
     triton = add("triton-repo", TRITON_HELP, [recipe], TRITON_EXAMPLES)
     add_triton_options(triton)
+    serve = add(
+        "serve",
+        "a server on this machine: a page, POST /classify, the Open Inference Protocol",
+        [recipe],
+        SERVE_EXAMPLES,
+    )
+    add_serve_options(serve)
     add("config", "print the recipe with overrides and defaults filled in", [recipe], "-c digits")
     add("doctor", "what is installed here, and what each stage can do on this machine", [output], "--json")
     inspect = add(

@@ -1,0 +1,137 @@
+"""Runs the server: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+
+from export.errors import ProjectError
+from pipeline.inference.deployment import Deployment
+from pipeline.server.app import make_app
+from pipeline.server.connections import protocol_of
+from pipeline.server.front import LOCAL_NAMES
+from pipeline.server.service import Limits, Service
+
+log = logging.getLogger(__name__)
+
+_KEEP_ALIVE = 30  # seconds that a connection may be idle
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server did until it was stopped."""
+
+    url: str
+    requests: int
+
+
+class Server(uvicorn.Server):
+    """A server that a signal stops gracefully, and that raises none again.
+
+    Args:
+        service: what answers; it is opened before the first connection is taken, and closed behind the last.
+        hosts: names by which it may be asked, see `pipeline.server.front.Front`.
+        ready: is called when it answers.
+    """
+
+    def __init__(self, service: Service, hosts: tuple[str, ...], ready: Callable[[], None] = lambda: None) -> None:
+        limits = service.limits
+        super().__init__(
+            uvicorn.Config(
+                make_app(service, hosts),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                http=protocol_of(limits),
+                ws="none",
+                lifespan="off",
+                limit_concurrency=limits.connections,
+                timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=limits.stop_seconds,  # type: ignore[arg-type]  # seconds of asyncio
+            )
+        )
+        self._service, self._ready = service, ready
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the model, answer until stopped, close it."""
+        async with self._service:
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take connections."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and answer what is in flight."""
+        self._service.draining = True
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at the second signal, without waiting for requests in flight."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether nobody but this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(
+    deployment: Deployment, limits: Limits, host: str, port: int, ready: Callable[[str], None] = lambda url: None
+) -> Served:
+    """Answer requests until SIGTERM or Ctrl-C; requests in flight are answered first.
+
+    Args:
+        deployment: what answers.
+        limits: how much it takes.
+        host: address or name of this machine.
+        port: 0: a free one.
+        ready: is told the URL when the server answers.
+
+    Raises:
+        ProjectError: the address cannot be bound, or the model cannot be opened.
+    """
+    bound = _bind(host, port)
+    with bound:
+        url = _url(bound)
+        hosts = LOCAL_NAMES if is_loopback(host) else ()
+        server = Server(Service(deployment, limits), hosts, lambda: ready(url))
+        server.run([bound])
+    return Served(url, server.server_state.total_requests)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket with an address, which nobody can connect to yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except (OSError, UnicodeError) as error:
+        raise ProjectError(f"Expected an address of this machine for --host. Received: {host!r} ({error}).") from None
+    try:
+        bound.bind(address)
+        bound.listen()  # here, so that a port in use shows before a model is loaded
+    except (OSError, OverflowError) as error:
+        bound.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ProjectError(
+            f"Expected a free port of this machine for --host {host} --port {port}. Received: {reason}. Take another "
+            "port; --port 0 picks one."
+        ) from None
+    return bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
