@@ -125,8 +125,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise ProjectError(f"Expected an address of this machine for --host. Received: {host!r} ({error}).") from None
     try:
-        bound.bind(address)
-        bound.listen()  # here, so that a port in use shows before a model is loaded
+        bound.bind(address)  # here, so that a port in use shows before a model is loaded
     except (OSError, OverflowError) as error:
         bound.close()
         reason = getattr(error, "strerror", None) or error

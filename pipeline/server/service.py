@@ -47,7 +47,7 @@ class Limits:
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     header_bytes: int = 64 << 10
-    connections: int = 1000
+    connections: int = 800
     stop_seconds: float = 20.0
 
 
