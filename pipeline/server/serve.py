@@ -117,7 +117,7 @@ def serve(
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; who connects before the model is open waits for an answer."""
+    """Return a socket with its address; nobody can connect before it listens."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
