@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 import threading
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,53 +17,11 @@ from pipeline.server.errors import RequestError
 from pipeline.server.serve import Server, is_loopback
 from pipeline.server.service import Limits, Service
 from pipeline.server.tensors import read_request, uint8_of
-from tests.pipeline.inference.deployments import make_deployment, make_photos
+from tests.pipeline.inference.deployments import make_deployment
+from tests.pipeline.server.servers import POST, SOON, Running, running, until_closed, wait_until
 from tests.tiny_onnx import SIZE
 
-SOON = 10.0  # seconds, of which a test takes few
-POST = b"POST /classify HTTP/1.1\r\nHost: localhost\r\n"
 GET = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-class Running:
-    """A server in a thread."""
-
-    def __init__(self, folder: Path, limits: Limits) -> None:
-        folder.mkdir(exist_ok=True)
-        self.photo = make_photos(folder / "photos", 1)[0].read_bytes()
-        self.service = Service(make_deployment(folder), limits)
-        bound = serving._bind("127.0.0.1", 0)
-        self.port = bound.getsockname()[1]
-        answers = threading.Event()
-        self.server = Server(self.service, serving.LOCAL_NAMES, answers.set)
-        self.thread = threading.Thread(target=self.server.run, args=([bound],))
-        self.thread.start()
-        assert answers.wait(SOON)
-
-    def connect(self, sent: bytes = b"") -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=SOON)
-        connection.sendall(sent)
-        return connection
-
-    def answer(self, path: str, body: bytes, host: str = "localhost") -> tuple[int, dict[str, str], bytes]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=SOON)) as client:
-            client.request("POST", path, body, {"Host": host})
-            response = client.getresponse()
-            return response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(SOON)
-        assert not self.thread.is_alive()
-
-
-@contextmanager
-def running(folder: Path, **limits: float) -> Iterator[Running]:
-    server = Running(folder, Limits(**{"header_seconds": 0.3, "body_seconds": 1.0} | limits))
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +34,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def others_are_answered(server: Running) -> Iterator[None]:
     yield
     assert server.answer("/classify", server.photo)[0] == 200
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + SOON
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def until_closed(connection: socket.socket) -> bytes:
-    """What is received until the other side closes; fails where it does not."""
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    return received
 
 
 def test_blank_lines_do_not_keep_a_connection(server: Running) -> None:
