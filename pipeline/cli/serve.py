@@ -8,6 +8,7 @@ import logging
 from export.errors import ProjectError
 from export.words import count
 from pipeline.artifacts.machine import version_of
+from pipeline.cli import options as cli
 from pipeline.cli.serve_options import check_serve_options
 from pipeline.runners.cpus import usable_cores
 from pipeline.terminal.command_line import module_command
@@ -64,10 +65,13 @@ def serve_recipe(args: argparse.Namespace, context: Context) -> dict[str, object
 
     served = serve(deployment, limits, args.host, args.port, ready)
     log.info("stopped after %s", count(served.requests, "request"))
+    if served.unanswered:
+        log.warning("%s in flight got no answer", count(served.unanswered, "request"))
     return {
         "url": served.url,
         "requests": served.requests,
         "model": choice.name,
         "backend": choice.backend,
         "verdict": choice.verdict,
+        "exit": cli.SOME_FAILED if served.unanswered else cli.DONE,
     }

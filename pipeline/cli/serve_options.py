@@ -13,7 +13,7 @@ EXAMPLES = """-c digits
   python -m pipeline serve -c digits --host 0.0.0.0                     for other machines: no login, no TLS
   curl http://127.0.0.1:8000/v2/models/digits                           the Open Inference Protocol, version 2
 
-SIGTERM and Ctrl-C stop it: requests in flight are answered, and the exit status is 0."""
+SIGTERM and Ctrl-C stop it: requests in flight are answered, and the exit status is 0; 3 where some took too long."""
 LARGEST_PORT = 65_535
 
 

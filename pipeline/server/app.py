@@ -50,4 +50,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
     wrong = {404: "a path of this server (/, /classify, /metrics, /v2)", 405: "another method for this path"}
     expected = wrong.get(error.status_code, "a request that this server takes")
     text = f"Expected {expected}. Received: {request.method[:20]} {request.url.path[:80]}."
-    return JSONResponse({"error": text, "status": "not_found"}, error.status_code, error.headers)
+    status = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "bad_request")
+    return JSONResponse({"error": text, "status": status}, error.status_code, error.headers)

@@ -144,14 +144,14 @@ class Batcher:
         began = time.perf_counter()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, batch)
-        except Exception as error:
+            images = len(outputs.logits)
+            self._on_batch(images)
+        except Exception as error:  # of this batch alone: the next is answered
             for request in batch:
                 if not request.answer.done():
                     request.answer.set_exception(error)
             return
         seconds = time.perf_counter() - began
-        images = len(outputs.logits)
-        self._on_batch(images)
         row = 0
         for request in batch:
             rows = slice(row, row := row + len(request.pixels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from starlette.datastructures import UploadFile
@@ -59,7 +60,10 @@ def _answer(seen: Seen, service: Service, k: int, began: float) -> dict[str, obj
     return {
         "model": deployment.name,
         "classes": [
-            {"class": deployment.card.classes[index], "probability": probability}
+            {
+                "class": deployment.card.classes[index],
+                "probability": None if math.isnan(probability) else probability,  # JSON has no word for it
+            }
             for index, probability in zip(classes[0].tolist(), probabilities[0].tolist())
             if not probability < deployment.settings.threshold
         ],

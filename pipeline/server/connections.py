@@ -13,11 +13,11 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
     """Return the class of a connection, by limits."""
 
     class Connection(HttpToolsProtocol):
-        """Closed when headers take too long, or are too many."""
+        """Closed when headers take too long, or are too many; those behind a body in chunks are headers too."""
 
         _deadline: asyncio.TimerHandle | None = None
-        _header_bytes = 0
-        _in_headers = True
+        _fields = 0  # bytes of the request's line and headers
+        _kept = 0  # bytes since the parser last passed something on: it keeps a header until it has all of it
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -28,27 +28,49 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._in_headers:
-                self._header_bytes += len(data)
+            self._kept += len(data)
             super().data_received(data)
-            if self._in_headers and self._header_bytes > limits.header_bytes:
-                self.send_400_response(f"Expected at most {limits.header_bytes} bytes of headers.")
+            if self.transport.is_closing():
+                return
+            idle = self.cycle is None or self.cycle.response_complete
+            if max(self._kept, self._fields) > limits.header_bytes:
+                if idle:
+                    self.send_400_response(f"Expected at most {limits.header_bytes} bytes of headers.")
+                self.transport.close()
+            elif idle and self._deadline is None:  # blank lines, which begin nothing, or a body that nobody reads
+                self._await_headers()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self._fields = self._kept = 0
             self._await_headers()
 
+        def on_url(self, url: bytes) -> None:
+            self._fields, self._kept = self._fields + len(url), 0
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._fields, self._kept = self._fields + len(name) + len(value), 0
+            super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
+            self._kept = 0
             self._headers_done()
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._kept = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._kept = 0
+            super().on_message_complete()
+
         def _await_headers(self) -> None:
             self._headers_done()
-            self._in_headers, self._header_bytes = True, 0
             self._deadline = self.loop.call_later(limits.header_seconds, self._too_slow)
 
         def _headers_done(self) -> None:
-            self._in_headers = False
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None

@@ -29,7 +29,8 @@ class RequestError(ProjectError):
     def __init__(
         self, code: int, message: str, status: str, retry_after: int | None = None, *, close: bool = False
     ) -> None:
-        super().__init__(message)
+        # JSON may name half a surrogate pair, which UTF-8 cannot say.
+        super().__init__(message.encode(errors="backslashreplace").decode())
         self.code, self.status, self.retry_after, self.close = code, status, retry_after, close
 
     def headers(self) -> dict[str, str]:

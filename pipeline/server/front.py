@@ -21,11 +21,12 @@ from pipeline.server.service import Service
 log = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 1.0  # that a client which is refused may go on sending, so that it reads why
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class _Answer:
-    """Passes an answer on, and remembers its status."""
+    """Passes an answer on, and remembers its status; a browser is not to guess what it is."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -34,6 +35,9 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.code = message["status"]
+            headers = list(message.get("headers", ()))
+            if all(name != _NO_SNIFF[0] for name, _ in headers):
+                message = {**message, "headers": [*headers, _NO_SNIFF]}
         await self._send(message)
 
 
@@ -82,7 +86,10 @@ class Front:
         name = host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
         if self._hosts and name not in self._hosts:
             raise RequestError(
-                421, f"Expected a request to {' or '.join(self._hosts)}. Received: another host.", "wrong_host"
+                421,
+                f"Expected a request to {' or '.join(self._hosts)}. Received: another host.",
+                "wrong_host",
+                close=True,
             )
 
     async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> bytes:
@@ -142,13 +149,11 @@ class Front:
         try:
             await asyncio.wait({route, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not route.done():
-                route.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await route
                 raise _Gone
             route.result()
-        finally:
+        finally:  # at the end of a stop's patience this task itself is cancelled
             gone.cancel()
+            route.cancel()
 
     async def _refuse(self, error: RequestError, send: _Answer, receive: Receive) -> None:
         if send.code:

@@ -29,6 +29,7 @@ class Served:
 
     url: str
     requests: int
+    unanswered: int  # that the stop did not wait for
 
 
 class Server(uvicorn.Server):
@@ -46,6 +47,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 make_app(service, hosts),
                 log_config=None,
+                log_level="critical",  # a line for every malformed request is the client's to write
                 access_log=False,
                 server_header=False,
                 http=protocol_of(limits),
@@ -57,6 +59,7 @@ class Server(uvicorn.Server):
             )
         )
         self._service, self._ready = service, ready
+        self.unanswered = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Open the model, answer until stopped, close it."""
@@ -72,6 +75,7 @@ class Server(uvicorn.Server):
         """Take no more connections, and answer what is in flight."""
         self._service.draining = True
         await super().shutdown(sockets)
+        self.unanswered = len(self.server_state.tasks)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; at the second signal, without waiting for requests in flight."""
@@ -105,14 +109,15 @@ def serve(
     bound = _bind(host, port)
     with bound:
         url = _url(bound)
-        hosts = LOCAL_NAMES if is_loopback(host) else ()
+        name = f"[{host}]" if ":" in host else host.lower()
+        hosts = (*LOCAL_NAMES, name) if is_loopback(host) else ()
         server = Server(Service(deployment, limits), hosts, lambda: ready(url))
         server.run([bound])
-    return Served(url, server.server_state.total_requests)
+    return Served(url, server.server_state.total_requests, server.unanswered)
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Return a socket with an address, which nobody can connect to yet."""
+    """Return a socket with its address; nobody can connect before it listens."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -120,8 +125,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise ProjectError(f"Expected an address of this machine for --host. Received: {host!r} ({error}).") from None
     try:
-        bound.bind(address)
-        bound.listen()  # here, so that a port in use shows before a model is loaded
+        bound.bind(address)  # here, so that a port in use shows before a model is loaded
     except (OSError, OverflowError) as error:
         bound.close()
         reason = getattr(error, "strerror", None) or error

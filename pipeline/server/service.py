@@ -47,7 +47,7 @@ class Limits:
     body_seconds: float = 30.0
     header_seconds: float = 10.0
     header_bytes: int = 64 << 10
-    connections: int = 1000
+    connections: int = 800
     stop_seconds: float = 20.0
 
 
@@ -76,6 +76,7 @@ class Service:
         self._block = AsyncExitStack()
         self._batcher: Batcher
         self._decoders: ThreadPoolExecutor
+        self._turns: asyncio.Semaphore  # free ones of them
 
     async def __aenter__(self) -> Service:
         loop = asyncio.get_running_loop()
@@ -83,7 +84,9 @@ class Service:
         classifier = self.deployment.open()
         await loop.run_in_executor(thread, _open, classifier)
         self._block.push_async_callback(loop.run_in_executor, thread, classifier.__exit__, None, None, None)
-        self._decoders = self._block.enter_context(ThreadPoolExecutor(self.deployment.settings.threads, "decode"))
+        threads = self.deployment.settings.threads
+        self._decoders, self._turns = ThreadPoolExecutor(threads, "decode"), asyncio.Semaphore(threads)
+        self._block.enter_context(self._decoders)
         self._batcher = await self._block.enter_async_context(
             Batcher(
                 classifier.runner.infer,
@@ -135,7 +138,7 @@ class Service:
         began = time.perf_counter()
         self._decoding += 1
         try:
-            decoded = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
+            decoded = await self._decoded(content)
         except ImageError as error:
             self.metrics.image(error.status)
             raise of_image(error, which) from None
@@ -147,6 +150,14 @@ class Service:
         seconds = time.perf_counter() - began
         self.metrics.image("damaged" if decoded.damage else "ok")
         return Seen(decoded, await self._batcher.submit(decoded.pixels[None]), seconds)
+
+    async def _decoded(self, content: bytes) -> Decoded:
+        """Decode in a thread, once one is free: what lies before a busy one would stay when its client is gone."""
+        await self._turns.acquire()
+        loop = asyncio.get_running_loop()
+        decoding = self._decoders.submit(self._decode, content)
+        decoding.add_done_callback(lambda _: loop.call_soon_threadsafe(self._turns.release))
+        return await asyncio.wrap_future(decoding)
 
     def _decode(self, content: bytes) -> Decoded:
         settings = self.deployment.settings

@@ -7,6 +7,7 @@ allocated before its size is known to fit what was sent.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -190,12 +191,25 @@ def uint8_of(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
             raise bad(f"Expected {values} bytes for {tensor.name}. Received: {len(tensor.data)}.")
         return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
     try:
-        array = np.asarray(tensor.data)
-    except (ValueError, OverflowError):
-        raise bad(f"Expected {values} whole numbers for {tensor.name}. Received: lists of several lengths.") from None
-    if array.dtype.kind not in "iu" or array.size != values or array.min() < 0 or array.max() > 255:
-        raise bad(f"Expected {values} whole numbers from 0 to 255 for {tensor.name}. Received: {array.size} others.")
-    return array.astype(np.uint8).reshape(tensor.shape)
+        # Not by numpy, which makes every text of a list as long as the longest: gigabytes of a small request.
+        data = bytes(_flat(tensor.data))
+    except (TypeError, ValueError):
+        raise bad(f"Expected whole numbers from 0 to 255 for {tensor.name}. Received: others.") from None
+    if len(data) != values:
+        raise bad(f"Expected {values} numbers for {tensor.name}. Received: {len(data)}.")
+    return np.frombuffer(data, np.uint8).reshape(tensor.shape)
+
+
+def _flat(data: Any) -> list[Any]:
+    """Return the numbers of a list, or of lists in it, at most as deep as a tensor is."""
+    if not isinstance(data, list):
+        raise TypeError("no list")
+    numbers: list[Any] = data
+    for _ in range(MOST_DIMENSIONS):
+        if not any(isinstance(part, list) for part in numbers):
+            break
+        numbers = list(itertools.chain.from_iterable(numbers))
+    return numbers
 
 
 def bytes_of(tensor: Tensor, most: int) -> list[bytes]:
@@ -255,7 +269,8 @@ def write_response(
             entry["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
         else:
-            entry["data"] = output.values.reshape(-1).tolist()
+            values = output.values.reshape(-1).tolist()
+            entry["data"] = values if texts else [value if math.isfinite(value) else None for value in values]
         entries.append(entry)
     tree = {"model_name": model, "model_version": version, **({"id": identity} if identity else {}), "outputs": entries}
     text = json.dumps(tree).encode()
