@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import logging
 import os
 import signal
@@ -16,6 +18,8 @@ from export.errors import ProjectError, cause
 from export.files import ROOT
 from export.tensorrt.driver import driver_status
 from pipeline.runners.cpus import usable_cores
+
+log = logging.getLogger(__name__)
 
 _STORE_BYTES: Final = 256 * 2**20  # for numbers and rows; pictures are read where they are decoded
 _CPUS_OF_A_WORKER: Final = 2
@@ -66,8 +70,12 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
     Raises:
         ProjectError: Ray is not installed, or there is no cluster at the address.
     """
-    with _set(_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL):
-        ray = import_ray()
+    # Ray reads these while it is imported, and prints what its processes say.
+    with (
+        _set(_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL),
+        contextlib.redirect_stdout(_DebugLines()),
+    ):
+        ray = _import_ray()
         with _handlers_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -88,22 +96,42 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def import_ray() -> Any:
-    """Return the module of Ray, whose messages are left to its log files.
+def require_ray() -> None:
+    """Refuse to start where Ray is not installed; it is not imported yet.
 
     Raises:
-        ProjectError: It is not installed, or too old.
+        ProjectError: It is not.
     """
+    if importlib.util.find_spec("ray") is None:
+        raise _no_ray("No module named 'ray'")
+
+
+def _import_ray() -> Any:
+    """Return the module of Ray, whose messages are left to its log files."""
     try:
         import ray
         import ray.data.checkpoint
     except ImportError as error:
-        raise ProjectError(
-            f"Expected the package ray for --engine ray. Received: {error}. Install it: `make install-distributed`."
-        ) from error
+        raise _no_ray(str(error)) from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def _no_ray(reason: str) -> ProjectError:
+    return ProjectError(
+        f"Expected the package ray for --engine ray. Received: {reason}. Install it: `make install-distributed`."
+    )
+
+
+class _DebugLines(io.TextIOBase):
+    """A stream whose lines are debug messages."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                log.debug("Ray: %s", line.strip())
+        return len(text)
 
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
