@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import os
+import secrets
 import signal
 import threading
 import warnings
@@ -29,7 +30,11 @@ _ENVIRONMENT: Final = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-_LOCAL: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # of Linux too: it listens on the loopback address alone
+_LOCAL: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of Linux too: it listens on the loopback address alone
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one in the home folder
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,11 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             try:
                 with _silent():
                     _connect(ray, address, workers)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
                 where = f"at {address}" if address else "of this machine"
                 raise ProjectError(
-                    f"Expected a cluster of Ray {where}. Received: {cause(error)}. Start one with `ray start --head`, "
-                    "or leave out --ray-address."
+                    f"Expected a cluster of Ray {where}. Received: {cause(error)}. Start one with `ray start --head`; "
+                    "where it wants a token, set RAY_AUTH_MODE=token; or leave out --ray-address."
                 ) from error
         try:
             resources = ray.cluster_resources()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("ray.data", reason="Ray is not installed: make install-distributed")
+if importlib.util.find_spec("ray") is None:  # not imported: it reads its environment then
+    pytest.skip("Ray is not installed: make install-distributed", allow_module_level=True)
 
 from export.errors import ProjectError
 from export.files import ROOT
@@ -62,6 +65,20 @@ def processes(name: str, parent: int) -> list[int]:
         except (OSError, ValueError):
             continue
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_loopback_address() -> Iterator[None]:
+    """What Ray reads when it is imported; one token for every cluster, and none in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (
+            ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"),
+            ("RAY_USAGE_STATS_ENABLED", "0"),
+            ("RAY_AUTH_MODE", "token"),
+            ("RAY_AUTH_TOKEN", secrets.token_hex(32)),
+        ):
+            patch.setenv(key, value)
+        yield
 
 
 @pytest.fixture
@@ -173,27 +190,24 @@ def test_ctrl_c_leaves_what_can_be_continued_and_no_process(
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that is there, on the loopback address."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        words = [*("-m", "ray.scripts.scripts", "start", "--head", "--block"), f"--port={port}", "--num-cpus=4"]
-        words += ["--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={2**27}"]
-        folder = tmp_path_factory.mktemp("cluster")
-        with (folder / "log").open("w") as log:
-            head = subprocess.Popen(
-                [sys.executable, *words], cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            wait_for(lambda: "Ray runtime started" in (folder / "log").read_text(), "the cluster")
-            yield f"127.0.0.1:{port}"
-        finally:
-            for process in [head.pid, *processes("ray", head.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            head.wait()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = [*("-m", "ray.scripts.scripts", "start", "--head", "--block"), f"--port={port}", "--num-cpus=4"]
+    words += ["--include-dashboard=false", "--disable-usage-stats", f"--object-store-memory={2**27}"]
+    folder = tmp_path_factory.mktemp("cluster")
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, *words], cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in (folder / "log").read_text(), "the cluster")
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in [head.pid, *processes("ray", head.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        head.wait()
 
 
 def _deploy(size: int, folder: Path) -> Any:
