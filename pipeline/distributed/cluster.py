@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import io
 import logging
 import os
+import secrets
 import signal
 import threading
 import warnings
@@ -17,6 +20,8 @@ from export.files import ROOT
 from export.tensorrt.driver import driver_status
 from pipeline.runners.cpus import usable_cores
 
+log = logging.getLogger(__name__)
+
 _STORE_BYTES: Final = 256 * 2**20  # for numbers and rows; pictures are read where they are decoded
 _CPUS_OF_A_WORKER: Final = 2
 _SPARE: Final = 2  # Ray counts one for what leaves out rows that are written
@@ -25,7 +30,11 @@ _ENVIRONMENT: Final = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-_LOCAL: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # of Linux too: it listens on the loopback address alone
+_LOCAL: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of Linux too: it listens on the loopback address alone
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one in the home folder
+}
 
 
 @dataclass(frozen=True)
@@ -66,18 +75,22 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
     Raises:
         ProjectError: Ray is not installed, or there is no cluster at the address.
     """
-    with _set(_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL):
-        ray = import_ray()
+    # Ray reads these while it is imported, and prints what its processes say.
+    with (
+        _set(_ENVIRONMENT if address is not None else _ENVIRONMENT | _LOCAL),
+        contextlib.redirect_stdout(_DebugLines()),
+    ):
+        ray = _import_ray()
         with _handlers_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with _silent():
                     _connect(ray, address, workers)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
                 where = f"at {address}" if address else "of this machine"
                 raise ProjectError(
-                    f"Expected a cluster of Ray {where}. Received: {cause(error)}. Start one with `ray start --head`, "
-                    "or leave out --ray-address."
+                    f"Expected a cluster of Ray {where}. Received: {cause(error)}. Start one with `ray start --head`; "
+                    "where it wants a token, set RAY_AUTH_MODE=token; or leave out --ray-address."
                 ) from error
         try:
             resources = ray.cluster_resources()
@@ -88,22 +101,42 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def import_ray() -> Any:
-    """Return the module of Ray, whose messages are left to its log files.
+def require_ray() -> None:
+    """Refuse to start where Ray is not installed; it is not imported yet.
 
     Raises:
-        ProjectError: It is not installed, or too old.
+        ProjectError: It is not.
     """
+    if importlib.util.find_spec("ray") is None:
+        raise _no_ray("No module named 'ray'")
+
+
+def _import_ray() -> Any:
+    """Return the module of Ray, whose messages are left to its log files."""
     try:
         import ray
         import ray.data.checkpoint
     except ImportError as error:
-        raise ProjectError(
-            f"Expected the package ray for --engine ray. Received: {error}. Install it: `make install-distributed`."
-        ) from error
+        raise _no_ray(str(error)) from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def _no_ray(reason: str) -> ProjectError:
+    return ProjectError(
+        f"Expected the package ray for --engine ray. Received: {reason}. Install it: `make install-distributed`."
+    )
+
+
+class _DebugLines(io.TextIOBase):
+    """A stream whose lines are debug messages."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                log.debug("Ray: %s", line.strip())
+        return len(text)
 
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:

@@ -143,7 +143,8 @@ class PartsFolder:
         if former is not None and is_same:
             record = former
             if damaged := discard_damaged(self.parts, self.checkpoint):
-                log.warning("%s in %s damaged: done anew", count(damaged, "part is", "parts are"), self.path)
+                verb = "is" if damaged == 1 else "are"
+                log.warning("%s in %s %s damaged: done anew", count(damaged, "part"), self.path, verb)
         else:
             if former is not None and (dropped := self._done(former)):
                 say_dropped(self.output, dropped, changes(former, as_former))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -88,6 +89,20 @@ class WrittenRows:
                 for record in (table if self._shows_all else _without_answer(table)).select(_SHOWN).to_pylist()
             ]
         return Look(self.done - before, failed, shown)
+
+
+def part_ranges(total: int, rows: int) -> list[tuple[int, int]]:
+    """Return the first row of each part, and the one after its last.
+
+    The last part takes the rest: Ray would join one that is smaller than the others to some other, and the batches
+    would be others.
+
+    Args:
+        total: rows of the run.
+        rows: of a part.
+    """
+    starts = [*range(0, max(1, total // rows) * rows, rows), total]
+    return list(pairwise(starts))
 
 
 def committed(checkpoint: Path) -> Iterator[str]:

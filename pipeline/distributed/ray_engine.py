@@ -15,7 +15,7 @@ from typing import Any, Final
 from export.errors import ProjectError, cause
 from export.words import count
 from pipeline.artifacts.files import sha256_file
-from pipeline.distributed.cluster import Cluster, import_ray, open_cluster
+from pipeline.distributed.cluster import Cluster, open_cluster, require_ray
 from pipeline.distributed.follow import Follower
 from pipeline.distributed.output_folder import PartsFolder
 from pipeline.distributed.parts import ROW
@@ -79,7 +79,7 @@ def infer_on_ray(
     """
     began = time.perf_counter()
     require_parquet()
-    import_ray()
+    require_ray()
     output = request.output
     assert output is not None
     refuse_inputs_as_outputs(request, (*request.inputs, *request.lists))
@@ -178,7 +178,9 @@ class _Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # Ray has no other way yet to bound the retries
-                rows = ray.data.read_datasource(RowRanges(record.total, record.shard_rows), num_cpus=0).map_batches(
+                rows = ray.data.read_datasource(
+                    RowRanges(record.total, record.shard_rows), num_cpus=0, compute=ray.data.TaskPoolStrategy(1)
+                ).map_batches(
                     Classifier,
                     fn_constructor_args=(work,),
                     batch_size=record.shard_rows,
@@ -188,7 +190,7 @@ class _Run:
                     max_task_retries=_TRIES,
                     **resources,
                 )
-            rows.write_parquet(str(folder.parts.absolute()), ray_remote_args={"num_cpus": 0})
+            rows.write_parquet(str(folder.parts.absolute()), ray_remote_args={"num_cpus": 0}, concurrency=self.workers)
         except (ray.exceptions.RayError, ProjectError, OSError) as error:
             raise _explained(error) from error
 

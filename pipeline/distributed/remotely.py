@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from export.errors import ProjectError
@@ -27,8 +28,8 @@ def call_remotely(function: Callable[[_Argument], _Result], argument: _Argument,
     """
     import ray
 
-    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0, max_retries=1)(_Call.run)
-    result, records, error = ray.get(task.remote(_Call(partial(function, argument), os.getcwd())))
+    task = ray.remote(num_cpus=0 if gpu else 1, num_gpus=1 if gpu else 0, max_retries=1)(Call.run)
+    result, records, error = ray.get(task.remote(Call(partial(function, argument), Path.cwd())))
     for record in records:
         logging.getLogger(record.name).handle(record)
     if error is not None:
@@ -36,10 +37,15 @@ def call_remotely(function: Callable[[_Argument], _Result], argument: _Argument,
     return result  # type: ignore[no-any-return]
 
 
-class _Call:
-    """A call to make in a folder."""
+class Call:
+    """A call to make elsewhere.
 
-    def __init__(self, call: Callable[[], Any], folder: str) -> None:
+    Args:
+        call: what is called.
+        folder: the working folder there.
+    """
+
+    def __init__(self, call: Callable[[], Any], folder: Path) -> None:
         self._call, self._folder = call, folder
 
     def run(self) -> tuple[Any, list[logging.LogRecord], ProjectError | None]:
@@ -50,7 +56,7 @@ class _Call:
             logger.addHandler(kept)
             logger.setLevel(logging.INFO)
         try:
-            if os.path.isdir(self._folder):  # what is not shared is named by who misses it
+            if self._folder.is_dir():  # what is not shared is named by who misses it
                 os.chdir(self._folder)
             return self._call(), kept.records, None
         except ProjectError as error:

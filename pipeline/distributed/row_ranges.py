@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,7 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from pipeline.distributed.parts import ROW
-
-
-def ranges(total: int, rows: int) -> list[tuple[int, int]]:
-    """Return the first row of each part, and the one after its last.
-
-    The last part takes the rest: Ray would join one that is smaller than the others to some other, and the batches
-    would be others.
-
-    Args:
-        total: rows of the run.
-        rows: of a part.
-    """
-    starts = [*range(0, max(1, total // rows) * rows, rows), total]
-    return list(pairwise(starts))
+from pipeline.distributed.parts import ROW, part_ranges
 
 
 class RowRanges(Datasource):  # type: ignore[misc]  # Ray is not installed everywhere
@@ -52,7 +37,7 @@ class RowRanges(Datasource):  # type: ignore[misc]  # Ray is not installed every
                 BlockMetadata(num_rows=stop - start, size_bytes=8 * (stop - start), input_files=None, exec_stats=None),
                 schema=pa.schema([(ROW, pa.int64())]),
             )
-            for start, stop in ranges(self._total, self._rows)
+            for start, stop in part_ranges(self._total, self._rows)
         ]
 
 
