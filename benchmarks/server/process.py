@@ -40,7 +40,7 @@ class Server:
         self._process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Server:
-        self._errors = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")  # noqa: SIM115
+        self._errors = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")
         self._process = subprocess.Popen(
             self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )

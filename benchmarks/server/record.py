@@ -136,8 +136,11 @@ def summarize_latency(milliseconds: Sequence[float]) -> Latency:
         return round(float(np.percentile(milliseconds, percent, method=PERCENTILE_METHOD)), 3)
 
     return Latency(
-        number,
-        *(percentile(percent) for percent in (50, 90, 95, 99)),
+        n=number,
+        p50_ms=percentile(50),
+        p90_ms=percentile(90),
+        p95_ms=percentile(95),
+        p99_ms=percentile(99),
         max_ms=round(max(milliseconds), 3) if milliseconds else None,
     )
 
