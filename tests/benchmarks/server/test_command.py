@@ -70,7 +70,7 @@ def test_a_run_is_a_record_and_a_verdict(
     made_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, output = serve_stub(monkeypatch), tmp_path / "server.json"
-    only = ["--only", f"{OPEN},{CLASSIFY},{V2_FILES}", "--requests", "300", "--concurrency", "8"]
+    only = ["--only", f"{OPEN},{CLASSIFY},{V2_FILES}", "--requests", "300", "--concurrency", "8", "--pictures", "9"]
     status = main(words(made_chain, *only, "--serve=--max-batch 4", "-o", str(output), "--json"))
     said = capsys.readouterr()
     result = json.loads(said.out)
