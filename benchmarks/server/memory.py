@@ -62,7 +62,7 @@ def summarize(looks: Sequence[MemoryLook], requests: int) -> Memory:
     later = np.array([look for look in looks if PARTS * look.done >= 2 * requests], dtype=float).reshape(-1, 2)
     slope = None
     if len(set(later[:, 0])) > 2:
-        slope = round(float(np.polyfit(later[:, 0] / 1000, later[:, 1] / 2**20, 1)[0]), 4)
+        slope = round(float(np.polyfit(later[:, 0] / 1000, later[:, 1] / 2**20, 1)[0]), 4) + 0.0  # no -0.0
     return Memory(
         looks=len(looks),
         most_mib=round(max(look.bytes for look in looks) / 2**20, 2) if looks else None,
