@@ -31,9 +31,17 @@ def as_markdown(report: ServerReport) -> str:
             right=(1, 2, 3, 4, 5, 6, 7, 8),
         ),
         table(
-            ("server", "mean batch", "of it in ms", "CPU ms a request", "of the client", "memory, MiB in each tenth"),
+            (
+                "server",
+                "mean batch",
+                "of it in ms",
+                "CPU ms a request",
+                "of the client",
+                "CPUs of others",
+                "memory, MiB in each tenth",
+            ),
             map(_server, report.runs),
-            right=(1, 3, 4),
+            right=(1, 3, 4, 5),
         ),
         table(
             ("limit", "measured", "at most", "result"),
@@ -77,6 +85,7 @@ def _server(run: Run) -> tuple[str, ...]:
         ", ".join(f"{part} {milliseconds:.2f}" for part, milliseconds in run.server_ms.items()) or "–",
         _number(run.server_cpu_ms),
         _number(run.client_cpu_ms),
+        _number(run.other_cpus),
         ", ".join(map(_number, run.memory.parts_mib)),
     )
 

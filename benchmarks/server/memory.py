@@ -125,7 +125,21 @@ def process_tree(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> float | None:
     """Return the CPU time of a process and of all that it started and that still run; None outside Linux."""
     ticks = [taken for taken in map(_cpu_ticks, process_tree(pid)) if taken is not None]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
+    return sum(ticks) / _ticks_a_second() if ticks else None
+
+
+def busy_seconds() -> float | None:
+    """Return the CPU time of everything on this machine since it started; None outside Linux."""
+    try:
+        first = Path("/proc/stat").read_text("ascii").partition("\n")[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq, *_ = map(int, first)
+    return (user + nice + system + irq + softirq) / _ticks_a_second()
+
+
+def _ticks_a_second() -> int:
+    return os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ticks(pid: int) -> int | None:

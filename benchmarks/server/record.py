@@ -68,6 +68,8 @@ class Run:
         server_ms: mean milliseconds by part that the answers state; empty where they state none.
         server_cpu_ms: of a CPU that the server took for a request; None outside Linux.
         client_cpu_ms: of a CPU that the client took for a request.
+        other_cpus: CPUs that other processes kept busy meanwhile, on average; above some tenths the times are longer
+            than those of the server. None outside Linux.
         memory: of the server.
         limits: what is judged.
         outcome: passed where every limit is met.
@@ -94,6 +96,7 @@ class Run:
     server_ms: Mapping[str, float]
     server_cpu_ms: float | None
     client_cpu_ms: float
+    other_cpus: float | None
     memory: Memory
     limits: tuple[Limit, ...]
     outcome: Outcome

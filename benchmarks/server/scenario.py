@@ -12,7 +12,7 @@ from benchmarks.inference.record import at_most
 from benchmarks.inference.scenario import recipe_words
 from benchmarks.server.client import NoAnswerError
 from benchmarks.server.load import Plan, Question, Tally, ask_alone, get, run_load
-from benchmarks.server.memory import LOOK_SECONDS, MemoryWatch, cpu_seconds, summarize
+from benchmarks.server.memory import LOOK_SECONDS, MemoryWatch, busy_seconds, cpu_seconds, summarize
 from benchmarks.server.process import Server
 from benchmarks.server.record import Run, judge_limits, summarize_latency
 from benchmarks.server.routes import CLASSIFY, Answer, Route
@@ -22,7 +22,7 @@ from pipeline.workflow.context import Context
 
 log = logging.getLogger(__name__)
 
-_BATCHES = re.compile(r"^\w*batch\w*_(sum|count)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)  # of a histogram of batch sizes
+_BATCHES = re.compile(r"^classifier_batch_images_(sum|count) (\S+)$", re.MULTILINE)  # a histogram of the server's
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def run_scenario(
             count(plan.requests, "request"),
             f"{plan.concurrency} at a time" if plan.rate is None else f"{plan.rate:.1f} a second",
         )
-        cpu = cpu_seconds(server.pid)
+        before_cpu, before_busy = cpu_seconds(server.pid), busy_seconds()
         with MemoryWatch(server.pid, lambda: tally.done, scenario.look_seconds) as watched:
             run_load(server.port, scenario.route, questions, plan, tally)
-        taken = cpu_seconds(server.pid)
+        server_seconds, busy = _since(cpu_seconds(server.pid), before_cpu), _since(busy_seconds(), before_busy)
         mean_batch = _mean_batch(before, server, plan.patience)
         status = server.stop()
         if tally.lost or status:
@@ -120,13 +120,20 @@ def run_scenario(
         alone=summarize_latency(alone_ms),
         mean_batch=mean_batch,
         server_ms={part: round(total / answered, 3) for part, total in tally.server_milliseconds.items()},
-        server_cpu_ms=None if taken is None or cpu is None else _each(taken - cpu, plan.requests),
+        server_cpu_ms=None if server_seconds is None else _each(server_seconds, plan.requests),
         client_cpu_ms=_each(tally.client_seconds, plan.requests),
+        other_cpus=None
+        if busy is None
+        else round(max(0.0, busy - (server_seconds or 0.0) - tally.client_seconds) / tally.seconds, 2),
         memory=memory,
         limits=limits,
         outcome=judge_limits(limits),
     )
     return run, alone[0]
+
+
+def _since(now: float | None, before: float | None) -> float | None:
+    return None if now is None or before is None else now - before
 
 
 def _each(seconds: float, requests: int) -> float:

@@ -82,7 +82,8 @@ class Stub:
 
     def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes | None:
         if path == "/metrics":
-            text = f"# TYPE batch_size histogram\nbatch_size_sum {3 * self.asked}.0\nbatch_size_count {self.asked}.0\n"
+            name, asked = "classifier_batch_images", self.asked
+            text = f"# TYPE {name} histogram\n{name}_sum {3 * asked}.0\n{name}_count {asked}.0\n"
             return response(200, text.encode())
         self.asked += 1
         at = self.asked - self.honest

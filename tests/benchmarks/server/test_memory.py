@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from benchmarks.server.memory import MemoryLook, MemoryWatch, cpu_seconds, process_tree, summarize
+from benchmarks.server.memory import MemoryLook, MemoryWatch, busy_seconds, cpu_seconds, process_tree, summarize
 from tests.benchmarks.inference.test_process import python
 
 MIB = 2**20
@@ -53,12 +53,15 @@ def test_processes_that_it_started_count_too() -> None:
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
-    before = cpu_seconds(os.getpid())
+    before, before_all = cpu_seconds(os.getpid()), busy_seconds()
     assert before == pytest.approx(sum(os.times()[:2]), abs=0.1)
     end = time.process_time() + 0.2
     while time.process_time() < end:
         pass
-    after = cpu_seconds(os.getpid())
+    after, after_all = cpu_seconds(os.getpid()), busy_seconds()
     assert after is not None
     assert before is not None
     assert 0.15 < after - before < 1
+    assert after_all is not None
+    assert before_all is not None
+    assert after_all - before_all > 0.15, "those of this process are among those of all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_an_honest_server_passes() -> None:
     assert 0 < measured.requests_per_second == pytest.approx(400 / measured.seconds, rel=0.01)
     assert measured.server_cpu_ms is not None
     assert measured.server_cpu_ms >= 0
+    assert measured.other_cpus is not None
+    assert 0 <= measured.other_cpus < 2 * (os.cpu_count() or 1)
 
 
 def test_the_protocol_is_held_against_the_plain_route() -> None:
