@@ -101,17 +101,18 @@ def ask_alone(port: int, route: Route, pictures: Sequence[bytes], patience: floa
     async def ask() -> tuple[list[Answer], list[float]]:
         answers, milliseconds = [], []
         connection: Connection | None = None
-        for place, picture in enumerate(pictures):
-            try:
+        try:
+            for picture in pictures:
                 connection = connection if connection and connection.is_open else await connect(port)
                 start = time.perf_counter()
                 reply = await connection.ask(route.request(picture), patience)
                 answers.append(read_answer(route, reply))
-            except NoAnswerError as error:
-                raise NoAnswerError(f"{error}, for picture {place + 1:,} of {len(pictures):,}") from None
-            milliseconds.append(1000 * (reply.received - start))
-        if connection is not None:
-            connection.close()
+                milliseconds.append(1000 * (reply.received - start))
+        except NoAnswerError as error:
+            raise NoAnswerError(f"{error}, for picture {len(answers) + 1:,} of {len(pictures):,}") from None
+        finally:
+            if connection is not None:
+                connection.close()
         return answers, milliseconds
 
     return asyncio.run(ask())

@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,8 @@ class Stub:
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> bytes | None:
         if path == "/metrics":
