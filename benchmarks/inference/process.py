@@ -72,7 +72,7 @@ def watch(
         try:
             while waiting.is_alive():
                 now = time.perf_counter() - start
-                status = _memory(process.pid)
+                status = memory_of(process.pid)
                 if "VmRSS" in status:
                     looks.append(Look(now, status["VmRSS"]))
                     peak = max(peak or 0, status["VmHWM"])
@@ -106,7 +106,7 @@ def _wait(process: subprocess.Popen[bytes], ends: list[float]) -> None:
     ends.append(time.perf_counter())
 
 
-def _memory(pid: int) -> dict[str, int]:
+def memory_of(pid: int) -> dict[str, int]:
     """Return VmRSS and VmHWM in bytes; nothing where the process has ended, or outside Linux.
 
     getrusage would not do: the peak of a child begins with that of the process that started it.

@@ -1,0 +1,1 @@
+"""The server under load: wrong and lost answers, latency, throughput, memory."""
