@@ -1,4 +1,4 @@
-"""``docs/serving.md``: its commands run as printed, its snippets against a server, its numbers are those of the code."""
+"""``docs/serving.md``: its commands and snippets run as printed, its numbers are those of the code."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def test_the_example_has_the_keys_of_an_answer() -> None:
 
 
 def test_links_lead_to_sections_and_files() -> None:
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", PAGE, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", PAGE, re.M)
+    }
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
         file, _, section = target.partition("#")
         assert not file or (ROOT / "docs" / file).exists(), target
