@@ -1,13 +1,16 @@
 """Spark: a column of image files, or of their paths, to the columns of `infer`.
 
-Spark's ``predict_batch_udf`` opens the file that answers once in each Python worker, and keeps it while that lives.
-The rows are those of `infer`: what is no image has a status and no class, and fails no job.
+Spark's ``predict_batch_udf`` opens the file that answers once in each Python worker, and keeps those of the three
+functions used last; one that it lets go is closed. The rows are those of `infer`: what is no image has a status and no
+class, and fails no job.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +24,7 @@ import numpy as np
 
 from export.errors import ProjectError
 from export.files import ROOT, temporary_folder
+from export.words import listed
 from pipeline.inference.deployment import BatchClassifier, Deployment
 from pipeline.inference.output.parquet import rows_as_table
 from pipeline.inference.rows import Row, columns
@@ -96,11 +100,11 @@ def make_predict_batch(deployment: Deployment) -> Callable[[], PredictBatch]:
     def make() -> PredictBatch:
         classifier = alone.open()
         classifier.__enter__()
-        atexit.register(classifier.__exit__)
 
         def predict(values: np.ndarray) -> dict[str, np.ndarray]:
             return _as_columns(_classify(classifier, values.tolist()), top_k)
 
+        weakref.finalize(predict, classifier.__exit__)  # when Spark's cache lets it go: a worker ends without `atexit`
         return predict
 
     return make
@@ -124,16 +128,28 @@ def ship_package(spark: SparkSession) -> None:
     spark.sparkContext.addPyFile(str(archive))
 
 
-def _classify(classifier: BatchClassifier, values: Sequence[bytes | bytearray | str | None]) -> list[Row]:
+def _classify(classifier: BatchClassifier, values: Sequence[Any]) -> list[Row]:
     """Classify the values of a column, contents of files or paths; null is a row too."""
-    if any(isinstance(value, str) for value in values):
-        return classifier.files([_path(value) if isinstance(value, str) else "" for value in values])
-    return classifier.contents([bytes(value) if isinstance(value, (bytes, bytearray)) else None for value in values])
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {str}:
+        return classifier.files([None if value is None else _path(value) for value in values])
+    if kinds <= {bytes, bytearray}:
+        return classifier.contents([None if value is None else bytes(value) for value in values])
+    raise ProjectError(
+        "Expected a column of bytes, the contents of image files, or of text, their paths. "
+        f"Received: {listed(sorted(kind.__name__ for kind in kinds))}."
+    )
 
 
 def _path(text: str) -> str:
-    """Return a path, of the file: address too that Spark gives to files."""
-    return url2pathname(urlsplit(text).path) if text.startswith("file:") else text
+    """Return the path of a file: address that Spark gives to a file.
+
+    The column ``path`` has names as they are, ``_metadata.file_path`` with escapes; both look alike.
+    """
+    if not text.startswith("file:/"):
+        return text
+    plain = "/" + text.removeprefix("file:").lstrip("/")
+    return plain if os.path.lexists(plain) else url2pathname(urlsplit(text).path)
 
 
 def _as_columns(rows: Sequence[Row], top_k: int) -> dict[str, np.ndarray]:

@@ -95,9 +95,14 @@ class BatchClassifier:
         batches = classify(items, reader or PathReader(), self.runner, card, settings, Pace())
         return [row for rows in batches for row in rows.rows]
 
-    def files(self, paths: Sequence[str | Path]) -> list[Row]:
-        """Classify files, by their paths on this machine."""
-        return self.items([Item(row, str(path), "file", str(path)) for row, path in enumerate(paths)])
+    def files(self, paths: Sequence[str | Path | None]) -> list[Row]:
+        """Classify files, by their paths on this machine; None is an image that is not there, called by its number."""
+        return self.items(
+            [
+                _missing(row, str(row)) if path is None else Item(row, str(path), "file", str(path))
+                for row, path in enumerate(paths)
+            ]
+        )
 
     def contents(self, contents: Sequence[bytes | None], names: Sequence[str] | None = None) -> list[Row]:
         """Classify encoded images.
@@ -108,12 +113,14 @@ class BatchClassifier:
         """
         names = [str(row) for row in range(len(contents))] if names is None else names
         items = [
-            Item(row, name, "problem", "nothing is there", status="missing")
-            if content is None
-            else Item(row, name, "file", name, size=len(content))
+            _missing(row, name) if content is None else Item(row, name, "file", name, size=len(content))
             for row, (name, content) in enumerate(zip(names, contents, strict=True))
         ]
         return self.items(items, _Contents(contents))
+
+
+def _missing(row: int, name: str) -> Item:
+    return Item(row, name, "problem", "nothing is there", status="missing")
 
 
 class _Contents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from export.files import ROOT
-from pipeline.inference.deployment import Deployment
+from pipeline.inference.deployment import BatchClassifier, Deployment
 from pipeline.inference.rows import Row, columns
 from tests.pipeline.inference.deployments import make_deployment, make_photos
 
@@ -103,9 +106,46 @@ def test_null_is_a_row_too(spark: Any, deployment: Deployment, folder: Path) -> 
     assert [row["answer"]["status"] for row in rows] == ["ok", "missing", "ok"]
     assert rows[1]["answer"]["class"] is None
     paths = spark.createDataFrame([(0, None), (1, str(folder / "photos" / "000.png"))], "id int, path string")
-    rows = paths.select("id", classify_udf(deployment)("path").alias("answer")).orderBy("id").collect()
-    assert [row["answer"]["status"] for row in rows][1] == "ok"
-    assert rows[0]["answer"]["status"] != "ok"
+    answers = paths.coalesce(1).select("id", classify_udf(deployment)("path").alias("answer"))
+    assert [row["answer"]["status"] for row in answers.orderBy("id").collect()] == ["missing", "ok"]
+
+
+def test_both_forms_of_an_address_name_the_file(spark: Any, deployment: Deployment, tmp_path: Path) -> None:
+    from pipeline.distributed.spark import classify_udf
+
+    names = ["a b.png", "a#1.png", "100%.png", "50%20.png", "é?.png"]
+    photos = make_photos(tmp_path / "photos", len(names))
+    widths = {}
+    for width, (photo, name) in enumerate(zip(photos, names), 20):
+        Image.open(photo).resize((width, 20)).save(photo.with_name(name))
+        photo.unlink()
+        widths[name] = width
+    files = spark.read.format("binaryFile").load(str(tmp_path / "photos"))
+    classify = classify_udf(deployment)
+    for column in ("path", "_metadata.file_path"):
+        rows = files.select("path", classify(column).alias("answer")).collect()
+        assert {Path(row["path"]).name: row["answer"]["width"] for row in rows} == widths
+
+
+def test_a_column_of_something_else_is_refused(spark: Any, deployment: Deployment) -> None:
+    from pipeline.distributed.spark import classify_udf
+
+    frame = spark.createDataFrame([(1,), (2,)], "number int")
+    with pytest.raises(Exception, match=r"Expected a column of bytes.* Received: int\."):
+        frame.select(classify_udf(deployment)("number").alias("answer")).collect()
+
+
+def test_a_model_that_spark_lets_go_is_closed(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.distributed.spark import make_predict_batch
+
+    closed: list[object] = []
+    monkeypatch.setattr(BatchClassifier, "__exit__", lambda self, *exc: closed.append(self))
+    predict = make_predict_batch(deployment)()
+    assert predict(np.array([None], object))["status"].tolist() == ["missing"]
+    assert not closed
+    del predict
+    gc.collect()
+    assert len(closed) == 1
 
 
 def test_another_file_on_a_worker_is_named(spark: Any, deployment: Deployment, folder: Path) -> None:
