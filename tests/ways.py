@@ -29,9 +29,11 @@ import pyarrow.parquet as pq
 from benchmarks import telemetry
 from export.files import ROOT, replacing_file
 from export.records import to_json
+from pipeline.artifacts.machine import versions_of
 from pipeline.recipe.messages import EXTENSIONS
 
 REFERENCE = "infer"
+PACKAGES = ("ray", "pyspark", "pandas", "fastapi", "uvicorn", "tritonclient")  # of the ways
 AT_ONCE = 8  # requests to the server, and files in one of them
 SECONDS = 600.0  # that a command may take
 
@@ -83,6 +85,7 @@ class Subject:
         self.photos = sorted(path for path in self.folder.iterdir() if path.suffix.lower() in EXTENSIONS)
         assert self.photos, f"no photos in {folder}"
         self.recipe = str(self.pipeline("config")["recipe"])
+        self.answered_by: dict[str, str] = {}  # by `infer`
 
     def pipeline(self, verb: str, *more: str) -> dict[str, Any]:
         """The JSON line of a verb."""
@@ -93,7 +96,8 @@ class Subject:
 
     def infer(self) -> Answers:
         output = self.scratch / "infer.parquet"
-        self.pipeline("infer", str(self.folder), "-o", str(output))
+        done = self.pipeline("infer", str(self.folder), "-o", str(output))
+        self.answered_by = {key: str(done[key]) for key in ("model", "backend", "verdict")}
         return from_parquet(output)
 
     def ray(self) -> Answers:
@@ -110,7 +114,8 @@ class Subject:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
         )
         assert done.returncode == 0, done.stderr
-        return from_parquet(output)
+        images = {photo.name for photo in self.photos}  # Spark takes other files too
+        return {name: best for name, best in from_parquet(output).items() if name in images}
 
     def triton(self) -> Answers:
         from tests.fakes.triton import run_ensemble
@@ -256,7 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = {
             "schema": 1,
             "recipe": Path(args.config).stem,
+            "answered_by": subject.answered_by,
             "machine": to_json(telemetry.machine()),
+            "packages": versions_of(PACKAGES),
             "commit": telemetry.commit(),
             "ways": {way: comparison._asdict() for way, comparison in comparisons.items()},
         }

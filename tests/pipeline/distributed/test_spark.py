@@ -127,6 +127,21 @@ def test_both_forms_of_an_address_name_the_file(spark: Any, deployment: Deployme
         assert {Path(row["path"]).name: row["answer"]["width"] for row in rows} == widths
 
 
+def test_paths_get_rows_where_spark_reads_no_file(spark: Any, deployment: Deployment, tmp_path: Path) -> None:
+    from pipeline.distributed.spark import classify_udf
+
+    photos = make_photos(tmp_path / "photos", 2)
+    hidden = photos[0].rename(photos[0].with_name("_hidden.png"))
+    empty = photos[0].with_name("empty.png")
+    empty.touch()
+    files = spark.read.format("binaryFile").load(str(tmp_path / "photos"))
+    assert [Path(row["path"]).name for row in files.select("path").collect()] == [photos[1].name]
+    paths = spark.createDataFrame([(str(path),) for path in (empty, hidden, photos[1])], "path string")
+    rows = paths.select("path", classify_udf(deployment)("path").alias("answer")).collect()
+    statuses = {Path(row["path"]).name: row["answer"]["status"] for row in rows}
+    assert statuses == {"empty.png": "not_an_image", "_hidden.png": "ok", photos[1].name: "ok"}
+
+
 def test_a_column_of_something_else_is_refused(spark: Any, deployment: Deployment) -> None:
     from pipeline.distributed.spark import classify_udf
 
