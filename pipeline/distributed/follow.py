@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import Final
 
-from export.errors import cause
+from export.errors import ProjectError
 from pipeline.distributed.parts import WrittenRows
 from pipeline.inference.progress import Progress
 from pipeline.inference.row_log import RowLog
@@ -53,8 +53,8 @@ class Follower:
         while not self._over.wait(_EVERY):
             try:
                 self._look()
-            except OSError as error:  # the look at the end says it, if it stays
-                log.debug("the parts cannot be read now: %s", cause(error))
+            except (OSError, ProjectError) as error:  # the look at the end says it, if it stays
+                log.debug("not read now: %s", error)
 
     def _look(self) -> None:
         look = self._written.look()

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from export.errors import ProjectError, cause
 from pipeline.inference.rows import OK, Row
 
 ROW: Final = "row"  # the column with a row's number, by which Ray knows what is written
@@ -73,13 +74,17 @@ class WrittenRows:
         return self.done - int(self._is_there.sum())
 
     def look(self) -> Look:
-        """Count what was written since the last look."""
+        """Count what was written since the last look.
+
+        Raises:
+            ProjectError: a part cannot be read.
+        """
         failed, shown, before = 0, [], self.done
         for name in committed(self._checkpoint):
             if name in self._seen:
                 continue
-            self._seen.add(name)
             table = _read(part_of(self._parts, name), [ROW, *_SHOWN])
+            self._seen.add(name)
             self._is_there[table[ROW].to_numpy()] = True
             counts = {each["values"]: each["counts"] for each in table["status"].value_counts().to_pylist()}
             self._counts.update(counts)
@@ -149,10 +154,17 @@ def _is_whole(part: Path, checkpoint: Path, name: str) -> bool:
 
 
 def _read(path: Path, columns: list[str]) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        return file.read(columns)
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ProjectError(
+            f"Expected {path} as a worker wrote it. Received: one that cannot be read: {cause(error)} Run the same "
+            "command again, which does its rows anew."
+        ) from error
 
 
 def _without_answer(table: Any) -> Any:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from pipeline.serving.candidates import ON_GPU
 log = logging.getLogger(__name__)
 
 _PARTS_OF_A_WORKER: Final = 8  # at least, so that a faster one takes more of them
-_TRIES: Final = 5  # of a part whose worker dies: one that kills each worker ends the run
+_TRIES: Final = 3  # of a part whose worker dies: one that kills each worker ends the run
 _FILTER_BYTES: Final = 64 * 2**20  # of memory that Ray counts for leaving out rows; more where they need more
 
 
@@ -94,10 +95,12 @@ def infer_on_ray(
         for line in plan.lines():
             log.warning("%s", line)
         refuse_inputs_as_outputs(request, plan.archives)
+        size = min(request.batch_size, len(plan))
+        here = deploy(size) if options.address is None else None  # what it refuses is said before a cluster starts
         with open_cluster(options.address, options.workers) as cluster:
-            result = _Run(request, folder, plan, cluster, cluster.workers(options.workers), quiet).result(
-                deploy, sha256_file(card_path)
-            )
+            workers = cluster.workers(options.workers)
+            deployment = here or call_remotely(deploy, size, gpu=cluster.gpus > 0)
+            result = _Run(request, folder, plan, cluster, workers, quiet).result(deployment, sha256_file(card_path))
         return replace(result, seconds=time.perf_counter() - began)
 
 
@@ -110,10 +113,10 @@ class _Run:
         self.request, self.folder, self.plan, self.quiet = request, folder, plan, quiet
         self.cluster, self.workers = cluster, workers
 
-    def result(self, deploy: Callable[[int], Deployment], card_digest: str) -> Inference:
+    def result(self, deployment: Deployment, card_digest: str) -> Inference:
         """Classify the rows that are not there yet, and make the parts the output."""
         folder = self.folder
-        deployment, record = self._begin(deploy, card_digest)
+        deployment, record = self._begin(deployment, card_digest)
         continued, began = folder.written.done, time.perf_counter()
         with Follower(folder.written, len(self.plan), quiet=self.quiet):
             if folder.written.missing:
@@ -132,11 +135,9 @@ class _Run:
             sentence=f"on {count(self.workers, 'worker')} of Ray, their start included",
         )
 
-    def _begin(self, deploy: Callable[[int], Deployment], card_digest: str) -> tuple[Deployment, RunRecord]:
-        """Select what answers, where it will, and begin or continue the rows."""
+    def _begin(self, deployment: Deployment, card_digest: str) -> tuple[Deployment, RunRecord]:
+        """Begin or continue the rows; return what answers as a worker opens it."""
         request, total = self.request, len(self.plan)
-        size = min(request.batch_size, total)
-        deployment = deploy(size) if self.cluster.is_local else call_remotely(deploy, size, gpu=self.cluster.gpus > 0)
         threads = max(1, self.cluster.cpus // self.workers)
         settings = deployment.settings
         if not settings.decode_threads:
@@ -203,15 +204,26 @@ class _Run:
 
 
 def _explained(error: Exception) -> Exception:
-    """Return what is to be said of an error of Ray: that of our own where there is one."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, ProjectError):
-            return ProjectError(*inner.args)
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    if isinstance(error, OSError):
-        return error
+    """Return what is to be said of an error of Ray: what a worker raised, or why there is none any more."""
+    from ray.exceptions import RayTaskError
+
+    log.debug("%s", error)  # with the worker's traceback
+    chain: list[BaseException] = [error]
+    while (inner := getattr(chain[-1], "cause", None) or chain[-1].__cause__) is not None:
+        chain.append(inner)
+    for each in chain:
+        if isinstance(each, ProjectError):
+            return ProjectError(*each.args)
+        if isinstance(each, OSError):
+            return each
+    for each, inner in pairwise(chain):
+        if isinstance(each, RayTaskError):
+            return ProjectError(f"Expected workers that classify. Received: {_in_words(inner)} --verbose shows where.")
     return ProjectError(
-        f"Expected workers that classify. Received: {type(error).__name__}: {cause(error)} If a worker was killed "
-        "again and again, it needs more memory: fewer --workers, or a smaller --batch-size. Ray's logs have the rest."
+        f"Expected workers that stay. Received: {_in_words(error)} One that was killed {_TRIES + 1} times needs more "
+        "memory: fewer --workers, or a smaller --batch-size. Ray's logs have the rest (/tmp/ray/session_latest/logs)."
     )
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {cause(error).rstrip('.')}."

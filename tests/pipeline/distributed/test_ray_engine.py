@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import secrets
 import signal
@@ -29,6 +30,7 @@ if importlib.util.find_spec("ray") is None:  # not imported: it reads its enviro
 from export.errors import ProjectError
 from export.files import ROOT
 from pipeline.inference.infer import infer
+from tests.conftest import Chain
 from tests.pipeline.distributed.ray_runs import card_file, request, run, slow
 from tests.pipeline.inference.deployments import CARD, make_deployment, make_photos
 
@@ -135,6 +137,25 @@ def test_the_rows_are_those_of_infer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.statuses["missing"] == 1
     assert b"photos/caf\xe9.png" in rows["path_bytes"].to_pylist()
     assert not Path("out.run").exists()
+
+
+def test_the_command_writes_a_folder_and_says_what_infer_says(
+    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_photos(tmp_path / "photos", 12)
+    photos[1].write_bytes(b"no image")
+    out = tmp_path / "answers"
+    options = ["--engine", "ray", "--workers", "2", "-o", str(out), "--json", "--top-k", "1"]
+    assert finished_chain.run("infer", str(tmp_path / "photos"), *options) == 3
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert (summary["images"], summary["failed"], summary["workers"], summary["output"]) == (12, 1, 2, str(out))
+    assert (summary["statuses"], summary["exit"]) == ({"ok": 11, "not_an_image": 1}, 3)
+    assert "12 images, 1 of them failed (1 not_an_image), classified by export/model.onnx (onnxruntime" in captured.err
+    assert f"error: {photos[1]}: not an image" in captured.err
+    assert rows_of(out).num_rows == 12
+    assert finished_chain.run("infer", str(tmp_path / "photos"), *options[:4], "-o", str(tmp_path / "photos")) == 2
+    assert "or one with the parts of an earlier run alone" in capsys.readouterr().err
 
 
 def test_a_killed_worker_loses_no_row_and_doubles_none(

@@ -20,6 +20,7 @@ from export.errors import ProjectError
 from export.preprocessing import PreprocessingSpec
 from export.tensorrt.sidecar import BatchProfile, sidecar_path
 from pipeline.data.decode import DecodeSpec
+from pipeline.inference import identity
 from pipeline.inference import infer as module
 from pipeline.inference.classify import Settings, classify
 from pipeline.inference.gpu_worker import Opener
@@ -125,13 +126,13 @@ def other_card(made: Made, patch: pytest.MonkeyPatch) -> None:
 
 
 def other_program(made: Made, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(module, "__version__", "0.0.1")
+    patch.setattr(identity, "__version__", "0.0.1")
 
 
 def other_version(name: str) -> Callable[[Made, pytest.MonkeyPatch], None]:
     def change(made: Made, patch: pytest.MonkeyPatch) -> None:
-        there = module.version
-        patch.setattr(module, "version", lambda asked: "0.0.1" if asked == name else there(asked))
+        there = identity.version
+        patch.setattr(identity, "version", lambda asked: "0.0.1" if asked == name else there(asked))
 
     return change
 
