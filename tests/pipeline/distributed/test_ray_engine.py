@@ -155,7 +155,7 @@ def test_the_command_writes_a_folder_and_says_what_infer_says(
     assert f"error: {photos[1]}: not an image" in captured.err
     assert rows_of(out).num_rows == 12
     assert finished_chain.run("infer", str(tmp_path / "photos"), *options[:4], "-o", str(tmp_path / "photos")) == 2
-    assert "or one with the parts of an earlier run alone" in capsys.readouterr().err
+    assert "Expected another file than the inputs after -o." in capsys.readouterr().err
 
 
 def test_a_killed_worker_loses_no_row_and_doubles_none(
