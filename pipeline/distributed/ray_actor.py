@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.errors import ProjectError
 from pipeline.distributed.parts import ROW
+from pipeline.distributed.remotely import require_visible
 from pipeline.inference.deployment import BatchClassifier, Deployment
 from pipeline.inference.inputs.plan import Plan, read_plan
 from pipeline.inference.inputs.reader import open_reader
@@ -70,12 +69,7 @@ class Classifier:
 
     def _open(self) -> tuple[Plan, ItemReader, BatchClassifier]:
         work = self._work
-        for path in (work.folder, work.plan, work.deployment.choice.path, *work.files):
-            if not path.exists():
-                raise ProjectError(
-                    f"Expected {path} on every machine of the cluster. Received: nothing there on {platform.node()}. "
-                    "Inputs, artifacts, output and the working folder have to be on a disk that all of them share."
-                )
+        require_visible(work.folder, work.plan, work.deployment.choice.path, *work.files)
         os.chdir(work.folder)
         plan = read_plan(work.plan)
         reader = self._block.enter_context(open_reader(plan))

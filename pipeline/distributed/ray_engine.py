@@ -179,6 +179,7 @@ class _Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # Ray has no other way yet to bound the retries
+                warnings.filterwarnings("ignore", module=r"ray\.")
                 rows = ray.data.read_datasource(
                     RowRanges(record.total, record.shard_rows), num_cpus=0, compute=ray.data.TaskPoolStrategy(1)
                 ).map_batches(
@@ -191,7 +192,9 @@ class _Run:
                     max_task_retries=_TRIES,
                     **resources,
                 )
-            rows.write_parquet(str(folder.parts.absolute()), ray_remote_args={"num_cpus": 0}, concurrency=self.workers)
+                rows.write_parquet(
+                    str(folder.parts.absolute()), ray_remote_args={"num_cpus": 0}, concurrency=self.workers
+                )
         except (ray.exceptions.RayError, ProjectError, OSError) as error:
             raise _explained(error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,20 @@ def call_remotely(function: Callable[[_Argument], _Result], argument: _Argument,
     return result  # type: ignore[no-any-return]
 
 
+def require_visible(*paths: Path) -> None:
+    """Refuse to work where a file of the run is not there.
+
+    Raises:
+        ProjectError: one of them is not.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ProjectError(
+                f"Expected {path} on every machine of the cluster. Received: nothing there on {platform.node()}. "
+                "Inputs, artifacts, output and the working folder have to be on a disk that all of them share."
+            )
+
+
 class Call:
     """A call to make elsewhere.
 
@@ -56,8 +71,8 @@ class Call:
             logger.addHandler(kept)
             logger.setLevel(logging.INFO)
         try:
-            if self._folder.is_dir():  # what is not shared is named by who misses it
-                os.chdir(self._folder)
+            require_visible(self._folder)
+            os.chdir(self._folder)
             return self._call(), kept.records, None
         except ProjectError as error:
             return None, kept.records, error

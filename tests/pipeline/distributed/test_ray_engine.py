@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import secrets
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +29,11 @@ if importlib.util.find_spec("ray") is None:  # not imported: it reads its enviro
 
 from export.errors import ProjectError
 from export.files import ROOT
+from pipeline.artifacts.paths import CARD as CARD_FILE
+from pipeline.cli import infer as verb
+from pipeline.cli.verbs import build_parser
 from pipeline.inference.infer import infer
-from tests.conftest import Chain
+from pipeline.recipe.schema import Infer
 from tests.pipeline.distributed.ray_runs import card_file, request, run, slow
 from tests.pipeline.inference.deployments import CARD, make_deployment, make_photos
 
@@ -139,23 +142,48 @@ def test_the_rows_are_those_of_infer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not Path("out.run").exists()
 
 
-def test_the_command_writes_a_folder_and_says_what_infer_says(
-    finished_chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_verb_writes_a_folder_and_says_what_infer_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     photos = make_photos(tmp_path / "photos", 12)
     photos[1].write_bytes(b"no image")
-    out = tmp_path / "answers"
-    options = ["--engine", "ray", "--workers", "2", "-o", str(out), "--json", "--top-k", "1"]
-    assert finished_chain.run("infer", str(tmp_path / "photos"), *options) == 3
-    captured = capsys.readouterr()
-    summary = json.loads(captured.out)
-    assert (summary["images"], summary["failed"], summary["workers"], summary["output"]) == (12, 1, 2, str(out))
-    assert (summary["statuses"], summary["exit"]) == ({"ok": 11, "not_an_image": 1}, 3)
-    assert "12 images, 1 of them failed (1 not_an_image), classified by export/model.onnx (onnxruntime" in captured.err
-    assert f"error: {photos[1]}: not an image" in captured.err
-    assert rows_of(out).num_rows == 12
-    assert finished_chain.run("infer", str(tmp_path / "photos"), *options[:4], "-o", str(tmp_path / "photos")) == 2
-    assert "or one with the parts of an earlier run alone" in capsys.readouterr().err
+    card = tmp_path / CARD_FILE
+    card.parent.mkdir()
+    card.write_text("of the model")
+    invocation = SimpleNamespace(completing_errors=contextlib.nullcontext)
+    context: Any = SimpleNamespace(
+        recipe=SimpleNamespace(infer=Infer()), root=tmp_path, card=lambda: CARD, invocation=invocation
+    )
+    asked: list[dict[str, Any]] = []
+
+    def deploy(context: object, **options: Any) -> Any:
+        asked.append(options)
+        return make_deployment(tmp_path, batch_size=options["batch_size"], top_k=options["top_k"])
+
+    monkeypatch.setattr(verb, "deploy", deploy)
+    options = [
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+        "-o",
+        str(tmp_path / "answers"),
+        "--top-k",
+        "1",
+        "--batch-size",
+        "4",
+    ]
+    args = build_parser().parse_args(["infer", str(tmp_path / "photos"), *options, "--precision", "fp32", "--quiet"])
+    with caplog.at_level("INFO"):
+        summary = verb.infer_images(args, context)
+    assert (summary["images"], summary["failed"], summary["workers"], summary["exit"]) == (12, 1, 2, 3)
+    assert summary["statuses"] == {"ok": 11, "not_an_image": 1}
+    assert (
+        f"{tmp_path / 'answers'}: 12 images, 1 of them failed (1 not_an_image), classified by export/mo" in caplog.text
+    )
+    assert f"{photos[1]}: not an image" in caplog.text
+    assert rows_of(tmp_path / "answers").num_rows == 12
+    assert (asked[0]["precision"], asked[0]["batch_size"], len(asked)) == ("fp32", 4, 1)
 
 
 def test_a_killed_worker_loses_no_row_and_doubles_none(
