@@ -19,6 +19,7 @@ from benchmarks.server.scenario import Scenario, run_scenario, serve_words
 from benchmarks.telemetry import commit, machine
 from export.errors import DataError, ProjectError
 from export.records import read_record, to_json
+from export.words import count
 from pipeline.artifacts.files import write_json
 from pipeline.artifacts.machine import Machine, versions_of
 from pipeline.artifacts.output import check_output
@@ -43,6 +44,7 @@ PACKAGES = (
 )
 TOP_K = 5
 SHARE = 0.5  # of the closed loop's rate, at which requests of the open loop arrive
+FILLED = 0.9  # of the longest time of an open loop
 QUICK = 200  # requests
 EXAMPLES = """examples:
   python -m benchmarks.server -c digits --output benchmarks/results/server.json
@@ -142,7 +144,7 @@ def _server(args: argparse.Namespace) -> dict[str, object]:
     )
     for name in names:
         route = routes[CLASSIFY if name == OPEN else name]
-        planned = replace(plan, rate=_rate(args.rate, report.runs)) if name == OPEN else plan
+        planned = _open_loop(plan, _rate(args.rate, report.runs)) if name == OPEN else plan
         scenario = Scenario(name, route, planned, args.most_growth)
         run, answer = run_scenario(scenario, serve_words(context, words), routes, pictures)
         by = {key: str(value) for key, value in answer.answered_by.items()}
@@ -178,6 +180,14 @@ def _result(report: ServerReport, output: Path | None) -> dict[str, object]:
         },
         "exit": options.VERDICT_FAIL if worst == "failed" else options.DONE,
     }
+
+
+def _open_loop(plan: Plan, rate: float) -> Plan:
+    """Return the plan of an open loop, of no more requests than arrive in its time."""
+    fit = max(1, int(FILLED * plan.most_seconds * rate))
+    if fit < plan.requests:
+        log.warning("%s: %s of %s arrive in the time (--minutes)", OPEN, count(fit, "request"), f"{plan.requests:,}")
+    return replace(plan, requests=min(fit, plan.requests), rate=rate)
 
 
 def _rate(given: int | None, runs: Sequence[Run]) -> float:

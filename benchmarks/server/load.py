@@ -43,14 +43,14 @@ class Plan:
         requests: number of requests.
         concurrency: requests at a time, at most; in an open loop those beyond wait for a connection.
         rate: requests a second that arrive in an open loop. Defaults to None: a closed loop.
-        patience: seconds that one request waits for its answer. Defaults to 60.
+        patience: seconds that one request waits for its answer. Defaults to 120.
         most_seconds: after them nothing is sent any more; what was not sent is lost. Defaults to 1800.
     """
 
     requests: int
     concurrency: int
     rate: float | None = None
-    patience: float = 60.0
+    patience: float = 120.0
     most_seconds: float = 1800.0
 
 

@@ -55,6 +55,7 @@ class Run:
         pictures: number of different image files.
         picture_bytes: mean size of one.
         best_classes: number of different best classes among their answers; a mixed-up answer may hide among equal ones.
+        warm_up: requests in a closed loop before, whose times do not count; wrong, refused and lost ones of them do.
         requests: number of requests.
         answered: of them, with an answer.
         wrong: answers that differ from that of the picture alone.
@@ -83,6 +84,7 @@ class Run:
     pictures: int
     picture_bytes: int
     best_classes: int
+    warm_up: int
     requests: int
     answered: int
     wrong: int

@@ -1,4 +1,4 @@
-"""One scenario: a server started for it, every picture asked alone, then all requests, then the server stopped."""
+"""One scenario: a server of its own, every picture asked alone, a warm-up, then the requests that are measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.inference.record import at_most
 from benchmarks.inference.scenario import recipe_words
@@ -22,6 +22,7 @@ from pipeline.workflow.context import Context
 
 log = logging.getLogger(__name__)
 
+WARM_UP = 4  # requests for each of those at a time: the largest batches come, for which the runner reserves memory
 _BATCHES = re.compile(r"^classifier_batch_images_(sum|count) (\S+)$", re.MULTILINE)  # a histogram of the server's
 
 
@@ -66,11 +67,11 @@ def run_scenario(
     Raises:
         ProjectError: the server does not start, or has no answer to a picture alone.
     """
-    plan, tally = scenario.plan, Tally()
+    plan, warm, tally = scenario.plan, Tally(), Tally()
+    warming = replace(plan, requests=WARM_UP * plan.concurrency, rate=None)
     with Server(command) as server:
         try:
             alone, alone_ms = ask_alone(server.port, routes[CLASSIFY], pictures, plan.patience)
-            before = get(server.port, "/metrics", plan.patience)
         except NoAnswerError as error:
             raise ProjectError(
                 f"Expected an answer to each picture alone. Received: {error}. Take pictures that `infer` answers.\n"
@@ -79,6 +80,8 @@ def run_scenario(
         questions = [
             Question(scenario.route.request(file), reference) for file, reference in zip(pictures, alone, strict=True)
         ]
+        run_load(server.port, scenario.route, questions, warming, warm)
+        before = _metrics(server, plan.patience)
         log.info(
             "%s: %s, %s",
             scenario.name,
@@ -89,14 +92,15 @@ def run_scenario(
         with MemoryWatch(server.pid, lambda: tally.done, scenario.look_seconds) as watched:
             run_load(server.port, scenario.route, questions, plan, tally)
         server_seconds, busy = _since(cpu_seconds(server.pid), before_cpu), _since(busy_seconds(), before_busy)
-        mean_batch = _mean_batch(before, server, plan.patience)
+        mean_batch = _mean_batch(before, _metrics(server, plan.patience))
         status = server.stop()
-        if tally.lost or status:
+        wrong, lost = warm.wrong + tally.wrong, warm.lost + tally.lost
+        if lost or status:
             log.warning("the server's last words: %s", server.last_words())
     memory, answered = summarize(watched.looks, plan.requests), len(tally.milliseconds)
     limits = (
-        at_most("wrong answers", "", tally.wrong, 0),
-        at_most("lost requests", "", tally.lost.total(), 0),
+        at_most("wrong answers", "", wrong, 0),
+        at_most("lost requests", "", lost.total(), 0),
         at_most("growth of the memory from 20 % of the requests on", "MiB", memory.growth_mib, scenario.most_growth),
         at_most("exit status at SIGTERM", "", status, 0),
     )
@@ -109,11 +113,12 @@ def run_scenario(
         pictures=len(pictures),
         picture_bytes=round(sum(map(len, pictures)) / len(pictures)),
         best_classes=len({answer.classes[0][0] for answer in alone}),
+        warm_up=warming.requests,
         requests=plan.requests,
         answered=answered,
-        wrong=tally.wrong,
-        refused=tally.refused,
-        lost=dict(tally.lost),
+        wrong=wrong,
+        refused=warm.refused + tally.refused,
+        lost=dict(lost),
         seconds=round(tally.seconds, 3),
         requests_per_second=round(answered / tally.seconds, 2),
         latency=summarize_latency(tally.milliseconds),
@@ -140,14 +145,17 @@ def _each(seconds: float, requests: int) -> float:
     return round(1000 * seconds / requests, 4)
 
 
-def _mean_batch(before: str, server: Server, patience: float) -> float | None:
-    """Return how many images were computed at once since the metrics ``before``; None where they do not say."""
+def _metrics(server: Server, patience: float) -> str:
     try:
-        after = get(server.port, "/metrics", patience)
+        return get(server.port, "/metrics", patience)
     except NoAnswerError:
-        return None
+        return ""
+
+
+def _mean_batch(before: str, after: str) -> float | None:
+    """Return how many images were computed at once between two readings of the metrics; None where they do not say."""
     images, batches = (_batches(after, kind) - _batches(before, kind) for kind in ("sum", "count"))
-    return round(images / batches, 3) if batches else None
+    return round(images / batches, 3) if batches > 0 else None
 
 
 def _batches(metrics: str, kind: str) -> float:

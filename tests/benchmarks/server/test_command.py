@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.server import command
 from benchmarks.server.command import OPEN, SCENARIOS, main
+from benchmarks.server.load import Plan
 from benchmarks.server.record import ServerReport
 from benchmarks.server.routes import CLASSIFY, V2_FILES
 from export.records import read_record
@@ -93,10 +95,19 @@ def test_a_run_is_a_record_and_a_verdict(
 def test_a_wrong_answer_is_the_exit_status(
     made_chain: Chain, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve_stub(monkeypatch, wrong_every=150)
+    serve_stub(monkeypatch, wrong_every=450)
     assert main(words(made_chain, "--quick", "--only", CLASSIFY, "--pictures", "3", "--json")) == 1
     result = json.loads(capsys.readouterr().out)
     assert (result["verdict"], result["scenarios"][CLASSIFY]["wrong"]) == ("failed", 1)
+
+
+def test_an_open_loop_ends_in_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    plan = Plan(1000, 4, most_seconds=60)
+    assert command._open_loop(plan, 100.0) == replace(plan, rate=100.0)
+    assert not caplog.records
+    with caplog.at_level("WARNING", "benchmarks"):
+        assert command._open_loop(plan, 10.0) == replace(plan, rate=10.0, requests=540)
+    assert "open-loop: 540 requests of 1,000 arrive in the time" in caplog.text
 
 
 @pytest.mark.slow

@@ -28,6 +28,14 @@ def test_growth_begins_after_a_fifth_of_the_requests() -> None:
     assert leak.slope_mib == pytest.approx(100)
 
 
+def test_large_batches_leave_tenths_out() -> None:
+    seen = summarize(
+        [MemoryLook(done, mib * MIB) for done, mib in ((0, 1), (150, 2), (320, 3), (640, 4), (960, 5))], 1000
+    )
+    assert seen.parts_mib == (1, 2, None, 3, None, None, 4, None, None, 5)
+    assert seen.growth_mib == 2
+
+
 def test_a_few_looks_decide_nothing() -> None:
     few = summarize(looks(100, 200), 1000)
     assert (few.growth_mib, few.slope_mib, few.parts_mib[2:]) == (None, None, (None,) * 8)

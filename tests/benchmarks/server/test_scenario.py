@@ -32,6 +32,7 @@ def test_an_honest_server_passes() -> None:
     assert [limit.verdict for limit in measured.limits] == ["met"] * 4
     assert measured.outcome == "passed"
     assert (measured.answered, measured.wrong, measured.lost, measured.refused) == (400, 0, {}, 0)
+    assert measured.warm_up == 16
     assert (measured.pictures, measured.alone.n, measured.latency.n) == (7, 7, 400)
     assert measured.mean_batch == 3
     assert measured.server_ms == {"decode": 1, "total": 2}
@@ -52,6 +53,8 @@ def test_what_is_wrong_fails() -> None:
     faulty = run(seconds=0.002, wrong_every=100, drop_every=130, exit=3)
     assert [limit.verdict for limit in faulty.limits] == ["missed", "missed", "met", "missed"]
     assert (faulty.outcome, faulty.wrong, faulty.lost) == ("failed", 4, {"connection closed": 3})
+    early = run(requests=1, wrong_every=16)
+    assert (early.wrong, early.answered, early.outcome) == (1, 1, "failed"), "in the warm-up"
 
 
 def test_a_leak_fails_with_its_slope() -> None:
