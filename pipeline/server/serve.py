@@ -53,7 +53,6 @@ class Server(uvicorn.Server):
                 http=protocol_of(limits),
                 ws="none",
                 lifespan="off",
-                limit_concurrency=limits.connections,
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=limits.stop_seconds,  # type: ignore[arg-type]  # seconds of asyncio
             )
