@@ -70,6 +70,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
+        for each in sockets or ():
+            each.listen()  # here too, because uvloop does not say when it cannot
         await super().startup(sockets)
         self._ready()
 

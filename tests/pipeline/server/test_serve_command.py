@@ -105,6 +105,24 @@ def test_a_port_in_use_is_told_before_the_model_is_opened(tmp_path: Path, monkey
         serve(make_deployment(tmp_path), Limits(), "127.0.0.1", taken.getsockname()[1])
 
 
+def test_a_port_that_another_takes_meanwhile_is_told_too(tmp_path: Path) -> None:
+    """Two sockets may be bound to one port until one of them listens."""
+    deployment, others = make_deployment(tmp_path), []
+    bind = serving._bind
+
+    def slow(host: str, port: int) -> socket.socket:
+        bound = bind(host, port)
+        others.append(bind(host, bound.getsockname()[1]))
+        others[0].listen()
+        return bound
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(serving, "_bind", slow)
+        with pytest.raises(ProjectError, match=r"Expected a free port .*Address already in use"):
+            serve(deployment, Limits(), "127.0.0.1", 0)
+    others[0].close()
+
+
 @pytest.mark.parametrize(("host", "port"), [("nowhere.invalid", 0), ("256.0.0.1", 0), ("192.0.2.1", 0), ("a" * 300, 0)])
 def test_an_address_that_is_not_of_this_machine_is_told(tmp_path: Path, host: str, port: int) -> None:
     with pytest.raises(ProjectError, match=r"^Expected (an address|a free port) of this machine for --host"):
