@@ -78,14 +78,12 @@ def test_who_waits_to_be_told_to_go_on_is_told_once_what_is_so(server: Running) 
         assert statuses(connection.recv(65536)) == [200]
 
 
-@pytest.mark.parametrize("size", [1, 1000, 65536, 1 << 19])
+@pytest.mark.parametrize("size", [1000, 65536, 1 << 19])
 def test_a_body_in_chunks_without_end_is_refused_and_the_answer_can_be_read(server: Running, size: int) -> None:
     chunk = b"%x\r\n" % size + b"a" * size + b"\r\n"
     number = UPLOAD // size + 2
     with server.connect(POST + b"Transfer-Encoding: chunked\r\n\r\n") as connection:
-        connection.sendall(chunk * number if size > 1 else chunk * 2000)
-        if size == 1:  # a million of them would only take time
-            return
+        connection.sendall(chunk * number)
         received = until_closed(connection)
     assert statuses(received) == [413]
 
