@@ -6,10 +6,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from pipeline.server.classify_route import classify
-from pipeline.server.errors import RequestError
+from pipeline.server.errors import BUG, RequestError
 from pipeline.server.front import Front
 from pipeline.server.inference_protocol import add_protocol
 from pipeline.server.metrics import CONTENT_TYPE
@@ -28,11 +29,14 @@ def make_app(service: Service, hosts: tuple[str, ...] = ()) -> ASGIApp:
     app.state.service = service
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
     app.add_route("/classify", classify, ["POST"], include_in_schema=False)
     app.add_route("/metrics", _metrics, ["GET"], include_in_schema=False)
     add_protocol(app)
     add_page(app, service.deployment)
-    return Front(app, service, hosts)
+    # Of a model and of a version of it: the same label.
+    labels = {route.endpoint: route.path for route in reversed(app.routes) if isinstance(route, Route)}
+    return Front(app, service, labels, hosts)
 
 
 async def _metrics(request: Request) -> Response:
@@ -43,6 +47,10 @@ async def _metrics(request: Request) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return JSONResponse(error.body(), error.code, error.headers())
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    return JSONResponse(BUG, 500)  # and `Front` logs it
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

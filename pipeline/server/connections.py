@@ -1,4 +1,4 @@
-"""HTTP connections with a deadline and a limit for headers, which uvicorn's own have not."""
+"""HTTP connections with limits, which uvicorn's own have not: of headers, of requests that wait, of unread answers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pipeline.server.front import crowded
 from pipeline.server.service import Limits
+
+_MOST_WAITING = 100  # requests that a client sends before it has the answers to those before
 
 
 def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
     """Return the class of a connection, by limits."""
 
     class Connection(HttpToolsProtocol):
-        """Closed when headers take too long, or are too many; those behind a body in chunks are headers too."""
+        """Closed when headers take too long, or are too many; those behind a body in chunks are headers too.
+
+        It is cut off when its client does not read the answers.
+        """
 
         _deadline: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None  # the end of the patience with who does not read the answers
         _fields = 0  # bytes of the request's line and headers
         _kept = 0  # bytes since the parser last passed something on: it keeps a header until it has all of it
 
@@ -25,6 +32,7 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._headers_done()
+            self._read()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -56,6 +64,10 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
         def on_headers_complete(self) -> None:
             self._kept = 0
             self._headers_done()
+            if len(self.pipeline) >= _MOST_WAITING:
+                raise ValueError("too many requests that wait for others")  # the parser makes a status 400 of it
+            if len(self.connections) > limits.connections:
+                self.app = crowded
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -66,18 +78,36 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
             self._kept = 0
             super().on_message_complete()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(limits.body_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._read()
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
+
+        def _read(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def _close(self) -> None:
+            """Close the connection, although its client may never read what was sent before."""
+            if not self.transport.is_closing():
+                self.transport.close()
+                self.loop.call_later(limits.header_seconds, self.transport.abort)
+
         def _await_headers(self) -> None:
             self._headers_done()
-            self._deadline = self.loop.call_later(limits.header_seconds, self._too_slow)
+            self._deadline = self.loop.call_later(limits.header_seconds, self._close)
 
         def _headers_done(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
-
-        def _too_slow(self) -> None:
-            if not self.transport.is_closing():
-                self.transport.close()
 
     made: type[asyncio.Protocol] = Connection
     return made

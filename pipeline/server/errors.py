@@ -14,6 +14,8 @@ OF_IMAGES: Final[dict[ImageStatus, int]] = {
     "too_large": 413,
 }
 
+BUG: Final = {"error": "The server failed; its log says more.", "status": "bug"}
+
 
 class RequestError(ProjectError):
     """A request that gets no answer.

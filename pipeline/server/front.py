@@ -11,11 +11,12 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.server.errors import RequestError, busy
+from pipeline.server.errors import BUG, RequestError, busy
 from pipeline.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,13 @@ class Front:
     Args:
         app: the routes.
         service: what answers; its limits hold.
+        labels: paths by the functions that answer, for `Metrics`.
         hosts: names by which the server may be asked; none: any. A page of another site can make a browser send
             requests to this machine by a name of its own, but not by these.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, hosts: tuple[str, ...] = ()) -> None:
-        self._app, self._service, self._hosts = app, service, hosts
+    def __init__(self, app: ASGIApp, service: Service, labels: Mapping[Any, str], hosts: tuple[str, ...] = ()) -> None:
+        self._app, self._service, self._labels, self._hosts = app, service, labels, hosts
         self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,17 +71,16 @@ class Front:
         except _Gone:
             return
         except RequestError as error:
-            await self._refuse(error, answer, receive)
+            if not answer.code:
+                await refuse(error, answer, receive)
         except Exception:
             log.exception("A request failed; this is a bug of ours. Please report it with the lines below.")
             if not answer.code:
-                await _send_json(answer, 500, {"error": "The server failed; its log says more.", "status": "bug"}, {})
+                await _send_json(answer, 500, BUG, {})
         finally:
             self._held -= held[0]
-            route = scope.get("route")  # of the router; paths that are no route must not become labels
-            self._service.metrics.request(
-                getattr(route, "path", "unknown"), answer.code or 499, time.perf_counter() - began
-            )
+            label = self._labels.get(scope.get("endpoint"), "unknown")  # what a client sends must not become a label
+            self._service.metrics.request(label, answer.code or 499, time.perf_counter() - began)
 
     def _check_host(self, scope: Scope) -> None:
         host = _header(scope, b"host").lower()
@@ -155,15 +156,22 @@ class Front:
             gone.cancel()
             route.cancel()
 
-    async def _refuse(self, error: RequestError, send: _Answer, receive: Receive) -> None:
-        if send.code:
-            return
-        await _send_json(send, error.code, error.body(), error.headers(), more=error.close)
-        if error.close:
-            # Closed at once, a client that still sends would see a broken connection instead of the answer.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(_until_gone(receive), _DRAIN_SECONDS)
-            await send({"type": "http.response.body", "body": b""})
+
+async def refuse(error: RequestError, send: Send, receive: Receive) -> None:
+    """Answer with an error."""
+    await _send_json(send, error.code, error.body(), error.headers(), more=error.close)
+    if error.close:
+        # Closed at once, a client that still sends would see a broken connection instead of the answer.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_until_gone(receive), _DRAIN_SECONDS)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse any request, since too many connections are open."""
+    error = busy("Expected fewer open connections. Received: one too many. Ask again later.")
+    error.close = True
+    await refuse(error, send, receive)
 
 
 class _Gone(Exception):  # noqa: N818  # no error: nobody is left who could be told

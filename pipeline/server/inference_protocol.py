@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -31,8 +32,9 @@ from pipeline.serving.protocol import ANSWERS, FILES, PIXELS, VERSION, files_mod
 
 SERVER: Final = "keras-resnet-to-tensorrt"
 EXTENSIONS: Final = ("classification", "binary_tensor_data", "model_configuration")
+_T = TypeVar("_T")
 _PLATFORMS: Final = {"tensorrt": "tensorrt_plan"}
-_LONG_JSON: Final = 64 << 10  # bytes, from which on parsing would hold up other requests
+_LONG: Final = 64 << 10  # bytes, from which on reading or writing them would hold up other requests
 
 
 def add_protocol(app: Starlette) -> None:
@@ -125,20 +127,33 @@ async def _config(request: Request) -> Response:
 async def _infer(request: Request) -> Response:
     name, service = _model(request), _service(request)
     body = await request.body()
-    arguments = body, request.headers.get(HEADER_LENGTH), service.limits.json
-    if len(body) > _LONG_JSON:
-        asked = await asyncio.get_running_loop().run_in_executor(None, read_request, *arguments)
-    else:
-        asked = read_request(*arguments)
+    asked = await _apart(len(body), read_request, body, request.headers.get(HEADER_LENGTH), service.limits.json)
     wanted = _wanted(asked)
     files = _takes_files(request, name)
     tensor = _input(asked, FILES if files else PIXELS)
-    answer = await (_of_files(service, tensor) if files else _of_pixels(service, tensor))
-    outputs = [_output(each, answer, service.deployment.card.classes) for each in wanted]
-    content, json_length = write_response(name, VERSION, asked.id, outputs)
+    if files:
+        answer = await _of_files(service, tensor)
+    else:
+        pixels = await _apart(len(body), uint8_of, tensor, (*service.deployment.card.size, 3))
+        answer = await service.pixels(pixels)
+    write = partial(_write, name, asked.id, wanted, answer, service.deployment.card.classes)
+    content, json_length = await _apart(answer.logits.nbytes, write)
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
+
+
+async def _apart(size: int, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call a function, in a thread where it takes long."""
+    if size <= _LONG:
+        return function(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+def _write(
+    model: str, identity: str | None, wanted: Sequence[Wanted], answer: Outputs, classes: tuple[str, ...]
+) -> tuple[bytes, int | None]:
+    return write_response(model, VERSION, identity, [_output(each, answer, classes) for each in wanted])
 
 
 def _wanted(asked: InferRequest) -> Sequence[Wanted]:
@@ -152,10 +167,6 @@ def _input(asked: InferRequest, name: str) -> Tensor:
         names = ", ".join(tensor.name[:80] for tensor in asked.inputs) or "none"
         raise bad(f"Expected one input, {name}. Received: {names}.")
     return asked.inputs[0]
-
-
-async def _of_pixels(service: Service, tensor: Tensor) -> Outputs:
-    return await service.pixels(uint8_of(tensor, (*service.deployment.card.size, 3)))
 
 
 async def _of_files(service: Service, tensor: Tensor) -> Outputs:

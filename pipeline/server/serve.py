@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -43,6 +44,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, hosts: tuple[str, ...], ready: Callable[[], None] = lambda: None) -> None:
         limits = service.limits
+        # Of every malformed form it would write a line: the client's to write.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         super().__init__(
             uvicorn.Config(
                 make_app(service, hosts),
@@ -53,7 +56,6 @@ class Server(uvicorn.Server):
                 http=protocol_of(limits),
                 ws="none",
                 lifespan="off",
-                limit_concurrency=limits.connections,
                 timeout_keep_alive=_KEEP_ALIVE,
                 timeout_graceful_shutdown=limits.stop_seconds,  # type: ignore[arg-type]  # seconds of asyncio
             )
@@ -68,6 +70,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to take connections."""
+        for each in sockets or ():
+            each.listen()  # here too, because uvloop does not say when it cannot
         await super().startup(sockets)
         self._ready()
 
@@ -112,7 +116,12 @@ def serve(
         name = f"[{host}]" if ":" in host else host.lower()
         hosts = (*LOCAL_NAMES, name) if is_loopback(host) else ()
         server = Server(Service(deployment, limits), hosts, lambda: ready(url))
-        server.run([bound])
+        try:
+            server.run([bound])
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # who bound it too was the first to take connections
+                raise _no_port(host, port, error) from None
+            raise
     return Served(url, server.server_state.total_requests, server.unanswered)
 
 
@@ -128,12 +137,15 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.bind(address)  # here, so that a port in use shows before a model is loaded
     except (OSError, OverflowError) as error:
         bound.close()
-        reason = getattr(error, "strerror", None) or error
-        raise ProjectError(
-            f"Expected a free port of this machine for --host {host} --port {port}. Received: {reason}. Take another "
-            "port; --port 0 picks one."
-        ) from None
+        raise _no_port(host, port, error) from None
     return bound
+
+
+def _no_port(host: str, port: int, error: OSError | OverflowError) -> ProjectError:
+    return ProjectError(
+        f"Expected a free port of this machine for --host {host} --port {port}. Received: "
+        f"{getattr(error, 'strerror', None) or error}. Take another port; --port 0 picks one."
+    )
 
 
 def _url(bound: socket.socket) -> str:

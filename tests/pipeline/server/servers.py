@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.server import serve as serving
+from pipeline.server.front import LOCAL_NAMES
 from pipeline.server.serve import Server
 from pipeline.server.service import Limits, Service
 from tests.pipeline.inference.deployments import make_deployment, make_photos
@@ -40,7 +41,9 @@ class Answer(NamedTuple):
 class Running:
     """A server in a thread."""
 
-    def __init__(self, folder: Path, limits: Limits, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits, hosts: tuple[str, ...] = LOCAL_NAMES, settings: Mapping[str, Any] = {}
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.photos = [path.read_bytes() for path in make_photos(folder / "photos")]
         self.photo = self.photos[0]
@@ -49,7 +52,7 @@ class Running:
         bound = serving._bind("127.0.0.1", 0)
         self.port = bound.getsockname()[1]
         answers = threading.Event()
-        self.server = Server(self.service, serving.LOCAL_NAMES, answers.set)
+        self.server = Server(self.service, hosts, answers.set)
         self.thread = threading.Thread(target=self.server.run, args=([bound],))
         self.thread.start()
         assert answers.wait(SOON)
@@ -90,9 +93,11 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, **limits: Any) -> Iterator[Running]:
+def running(
+    folder: Path, hosts: tuple[str, ...] = LOCAL_NAMES, settings: Mapping[str, Any] = {}, **limits: Any
+) -> Iterator[Running]:
     """Run a server whose patience with slow clients is short."""
-    server = Running(folder, Limits(**{"header_seconds": 0.3, "body_seconds": 1.0} | limits))
+    server = Running(folder, Limits(**{"header_seconds": 0.3, "body_seconds": 1.0} | limits), hosts, settings)
     try:
         yield server
     finally:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.runners.base import Outputs, RunnerError
+from export.errors import RunnerError
+from pipeline.runners.base import Outputs
 from pipeline.server.batching import Batcher, Computed
 from pipeline.server.errors import RequestError
 

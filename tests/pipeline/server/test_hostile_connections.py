@@ -24,12 +24,6 @@ from tests.tiny_onnx import SIZE
 GET = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 def others_are_answered(server: Running) -> Iterator[None]:
     yield
