@@ -18,6 +18,7 @@ from PIL import Image
 
 from export.files import ROOT
 from pipeline.cli.commands import build_parser
+from pipeline.server.connections import _MOST_WAITING
 from pipeline.server.errors import OF_IMAGES
 from pipeline.server.page import MOST_ANSWERS, MOST_CLASSES
 from pipeline.server.service import Limits
@@ -62,6 +63,8 @@ def test_the_repository_is_written_as_printed(finished_chain: Chain, tmp_path: P
 
 def test_numbers_are_those_of_the_code() -> None:
     limits = Limits()
+    assert f"{limits.connections} connections at once, {_MOST_WAITING} requests that wait for others" in SENTENCES
+    assert f"{limits.header_seconds:g} s and {limits.header_bytes >> 10} KiB for headers" in SENTENCES
     assert f"takes longer than {limits.body_seconds:g} s" in SENTENCES
     assert f"answered within {limits.stop_seconds:g} s" in SENTENCES
     assert f"more than `--max-upload-mib` ({default('serve', 'max_upload_mib')})" in SENTENCES

@@ -51,7 +51,7 @@ def add_serve_options(parser: Parser) -> None:
         type=float,
         default=2.0,
         metavar="MS",
-        help="that an image waits for others while nothing is computed; default: %(default)s",
+        help="that an image waits for others that are being decoded, at most; default: %(default)s",
     )
     load.add_argument(
         "--queue",

@@ -1,7 +1,8 @@
 """Features of images: what enters the classifier's last Dense layer, such as the pooled maps of a ResNet.
 
 The tensor is found by the graph's operators, from the logits backwards, and becomes an output of a copy in memory; the
-file is not changed. Python 3.10 syntax; onnx is imported inside the functions.
+file is not changed. Features of an INT8 file, whose channels equalization scaled, are brought back to Keras' values.
+Python 3.10 syntax; onnx is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 
 from export.errors import RunnerError
 from export.tensorrt.sidecar import OUTPUTS, TOP_OUTPUTS
+from pipeline.artifacts.paths import TENSORS
+from pipeline.artifacts.tensor_changes import UNCHANGED, TensorChange, read_changes
 from pipeline.recipe.runtime import RuntimeOptions
 from pipeline.runners.base import Top, top_k_of
 from pipeline.runners.onnxruntime import DEVICES, OnnxRunner
@@ -42,6 +45,7 @@ class EmbeddingRunner(OnnxRunner):
     """
 
     features = 0
+    _change = UNCHANGED
 
     def __enter__(self) -> EmbeddingRunner:
         super().__enter__()
@@ -73,15 +77,28 @@ class EmbeddingRunner(OnnxRunner):
         """
         if 1 <= k <= self.graph_top_k:
             probabilities, classes, features = self._fetch(pixels, (*TOP_OUTPUTS, EMBEDDINGS))
-            return Top(probabilities[:, :k], classes[:, :k]), features
+            return Top(probabilities[:, :k], classes[:, :k]), self._change.keras_value(features)
         probabilities, features = self._fetch(pixels, (OUTPUTS[1], EMBEDDINGS))
-        return top_k_of(probabilities, k), features
+        return top_k_of(probabilities, k), self._change.keras_value(features)
 
     def _model(self) -> bytes:
         import onnx
 
-        data: bytes = with_features(onnx.load(self.path), str(self.path)).SerializeToString()
+        model = onnx.load(self.path)
+        if self.precision == "int8":
+            self._change = self._read_change(_features(model.graph, str(self.path)))
+        data: bytes = with_features(model, str(self.path)).SerializeToString()
         return data
+
+    def _read_change(self, tensor: str) -> TensorChange:
+        """Return what the INT8 file holds in place of Keras' features."""
+        path = Path(self.path).with_name(Path(TENSORS).name)
+        if not path.is_file():
+            raise RunnerError(
+                f"Expected {path.name} beside {self.path}, which says by what its channels are scaled. Received: none. "
+                "Run the quantize stage again, or take features of another precision."
+            )
+        return read_changes(path).get(tensor, UNCHANGED)
 
 
 def open_embeddings(

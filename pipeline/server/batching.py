@@ -44,6 +44,7 @@ class Batcher:
         thread: an executor of one thread.
         max_batch: images that are computed at once, at most. A request with more is computed alone.
         max_delay: seconds that the first image waits for others, at most, while nothing is computed.
+        expected: whether others are on their way, for which it would wait. Defaults to: always.
         capacity: images that wait, at most.
         on_batch: is told how many images were computed. Defaults to doing nothing.
     """
@@ -56,11 +57,12 @@ class Batcher:
         max_batch: int,
         max_delay: float,
         capacity: int,
+        expected: Callable[[], bool] = lambda: True,
         on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
         self._compute, self._thread = compute, thread
         self._max_batch, self._max_delay, self._capacity = max_batch, max_delay, capacity
-        self._on_batch = on_batch
+        self._expected, self._on_batch = expected, on_batch
         self._line: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._stopping = False
@@ -117,7 +119,7 @@ class Batcher:
             self._arrived.clear()
             await self._arrived.wait()
         until = self._line[0].since + self._max_delay
-        while self.waiting < self._max_batch and not self._stopping:
+        while self.waiting < self._max_batch and not self._stopping and self._expected():
             left = until - time.perf_counter()
             if left <= 0:
                 break

@@ -16,6 +16,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from export.words import count
 from pipeline.server.errors import BUG, RequestError, busy
 from pipeline.server.service import Service
 
@@ -113,7 +114,7 @@ class Front:
             except asyncio.TimeoutError:
                 raise RequestError(
                     408,
-                    f"Expected the body within {limits.body_seconds:g} s. Received: {len(body):,} bytes of it.",
+                    f"Expected the body within {limits.body_seconds:g} s. Received: {count(len(body), 'byte')} of it.",
                     "too_slow",
                     close=True,
                 ) from None

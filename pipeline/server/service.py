@@ -26,7 +26,7 @@ class Limits:
 
     Attributes:
         max_batch: images that are computed at once, at most; the file that answers may take fewer.
-        max_delay: seconds that an image waits for others, at most.
+        max_delay: seconds that an image waits for others that are being decoded, at most.
         queue: images that are decoded or wait, at most; more are refused.
         upload: bytes of a request's body.
         uploads: bytes of all bodies that are in memory at a time.
@@ -82,7 +82,7 @@ class Service:
         loop = asyncio.get_running_loop()
         thread = self._block.enter_context(ThreadPoolExecutor(1, "compute"))
         classifier = self.deployment.open()
-        await loop.run_in_executor(thread, _open, classifier)
+        await loop.run_in_executor(thread, _open, classifier, self.limits.max_batch)
         self._block.push_async_callback(loop.run_in_executor, thread, classifier.__exit__, None, None, None)
         threads = self.deployment.settings.threads
         self._decoders, self._turns = ThreadPoolExecutor(threads, "decode"), asyncio.Semaphore(threads)
@@ -94,6 +94,7 @@ class Service:
                 max_batch=min(self.limits.max_batch, classifier.runner.max_batch),
                 max_delay=self.limits.max_delay,
                 capacity=self.limits.queue,
+                expected=lambda: self._decoding > 0,
                 on_batch=self.metrics.batch,
             )
         )
@@ -171,13 +172,14 @@ class Service:
         return self._decoding + (self._batcher.waiting if self._is_open else 0)
 
 
-def _open(classifier: BatchClassifier) -> None:
-    """Open the runner and run it once, in the thread that will own it."""
+def _open(classifier: BatchClassifier, max_batch: int) -> None:
+    """Open the runner in the thread that will own it, and run it once alone and once with a full batch."""
     classifier.__enter__()
     try:
         card = classifier.deployment.card
         card.check_runner(classifier.runner, classifier.deployment.choice.name)
-        classifier.runner.infer(np.zeros((1, *card.size, 3), np.uint8))
+        for images in (1, min(max_batch, classifier.runner.max_batch)):
+            classifier.runner.infer(np.zeros((images, *card.size, 3), np.uint8))
     except BaseException:
         classifier.__exit__()
         raise

@@ -116,6 +116,23 @@ def test_the_first_image_waits_as_long_as_the_delay_and_no_longer(model: Model) 
         run(test())
 
 
+def test_one_image_is_computed_at_once_while_no_other_is_on_its_way(model: Model) -> None:
+    on_their_way = [True]
+
+    async def test() -> None:
+        async with batcher:
+            waiting = asyncio.create_task(batcher.submit(images(1)))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            on_their_way[0] = False
+            assert (await batcher.submit(images(2))).batch == 2
+            assert (await waiting).batch == 2
+            assert (await batcher.submit(images(3))).queued < LONG / 2
+
+    with batching(model, max_delay=LONG, expected=lambda: on_their_way[0]) as batcher:
+        run(test())
+
+
 def test_without_a_delay_one_image_is_computed_at_once(model: Model) -> None:
     async def test() -> None:
         async with batcher:
