@@ -278,3 +278,7 @@ def told(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
 if __name__ == "__main__":
     for page in (ROOT / name for name in PAGES):
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    from tests.serving_tables import PAGE, with_serving_tables
+
+    serving = ROOT / PAGE
+    serving.write_text(with_serving_tables(serving.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")

@@ -32,6 +32,7 @@ from export.records import to_json
 from pipeline.artifacts.machine import versions_of
 from pipeline.recipe.messages import EXTENSIONS
 
+SCHEMA = 1  # of the record
 REFERENCE = "infer"
 PACKAGES = ("ray", "pyspark", "pandas", "fastapi", "uvicorn", "tritonclient")  # of the ways
 AT_ONCE = 8  # requests to the server, and files in one of them
@@ -259,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparisons = {way: compare(answers[REFERENCE][0], *found) for way, found in answers.items()}
     if args.output is not None:
         record = {
-            "schema": 1,
+            "schema": SCHEMA,
             "recipe": Path(args.config).stem,
             "answered_by": subject.answered_by,
             "machine": to_json(telemetry.machine()),
