@@ -17,6 +17,8 @@ from tests.conftest import make_colour_images
 GPU = "needs an NVIDIA GPU"
 NETWORK = "fetches data or weights"
 SUITE = "is the suite that this test belongs to"
+SERVES = "serves until it is stopped; tests/pipeline/server/test_serve_command.py starts and stops it"
+CLUSTER = "needs the packages of clusters; make test-distributed runs it"
 LONG = "minutes to hours, on data that is not here"
 # Each command that does not run here; every other one does. A script is known by how it starts.
 CANNOT = {
@@ -26,6 +28,10 @@ CANNOT = {
     "make test-gpu": GPU,
     "mkdir mine && tar": GPU,
     "python -m benchmarks.gpu_evidence": GPU,
+    ".venv/bin/python -m pipeline serve": SERVES,
+    ".venv/bin/python -m pipeline infer -c digits photos/ --engine ray": CLUSTER,
+    "make install-serve": NETWORK,
+    "make install-distributed": NETWORK,
     "python3.10 -m venv": "is walked on Python 3.10 in tests/contract/test_jetson.py",
     "RECIPE=flowers": NETWORK,
     "RECIPE=mnist": NETWORK,
