@@ -65,9 +65,10 @@ def server(record: Mapping[str, Any]) -> list[str]:
     alone = record["runs"][0]["alone"]["p50_ms"]
     precision = record["answered_by"]["precision"].upper()
     told = (
-        f"The recipe {record['model']}, {precision} on ONNX Runtime, on {cpus} CPUs that server and client share; an image "
-        f"alone takes {alone:.1f} ms there and back. With a fixed number of requests at a time the latency is that number "
-        "over the rate; at random times, half as many as the server can answer, it is what a client waits."
+        f"The recipe {record['model']}, {precision} on ONNX Runtime, on {cpus} CPUs that server and client share; "
+        f"an image alone takes {alone:.1f} ms there and back. With a fixed number of requests at a time the latency "
+        "is that number over the rate; at random times, half as many as the server can answer, it is what a client "
+        "waits."
     )
     return [*markdown(head, rows), "", *wrapped(told)]
 
