@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 from export.errors import ProjectError
-from export.tensorrt.sidecar import PRECISIONS
 from pipeline.artifacts.output import check_folder, check_output
 from pipeline.cli.infer_ray import DEFAULT_FOLDER, RAY, add_engine_options, folder_output, refuse_for_engine
+from pipeline.cli.selection_options import add_selection_options, add_unverified_option
 from pipeline.inference.output.spec import ENDINGS, Format, format_of
 from pipeline.inference.request import Request
 from pipeline.recipe.schema import Infer
-from pipeline.serving.candidates import BACKENDS
 from pipeline.terminal.command_line import Parser
 
 EXAMPLES = """-c digits photos/ -o predictions.csv
@@ -79,21 +78,8 @@ def add_infer_options(parser: Parser) -> None:
         "--keep-damaged", action="store_true", help="answer damaged JPEGs too, as far as they can be decoded"
     )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--backend",
-        choices=["auto", *BACKENDS],
-        default="auto",
-        type=str.lower,
-        help="what runs the file; default: auto, TensorRT on a GPU and ONNX Runtime elsewhere",
-    )
-    how.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        type=str.lower,
-        help="default: auto, the fastest that passed",
-    )
-    how.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
+    add_selection_options(how)
+    add_unverified_option(how)
     how.add_argument(
         "--batch-size", type=int, metavar="N", help="images that are computed at once, at most; default: the recipe's"
     )

@@ -3,8 +3,7 @@
 import argparse
 
 from export.errors import ProjectError
-from export.tensorrt.sidecar import PRECISIONS
-from pipeline.serving.candidates import BACKENDS
+from pipeline.cli.selection_options import add_selection_options, add_unverified_option
 from pipeline.terminal.command_line import Parser, positive
 
 EXAMPLES = """-c digits
@@ -23,21 +22,8 @@ def add_serve_options(parser: Parser) -> None:
     where.add_argument("--host", default="127.0.0.1", help="address; default: %(default)s, this machine alone")
     where.add_argument("--port", type=int, default=8000, help="0 picks a free one; default: %(default)s")
     answers = parser.add_argument_group("what answers")
-    answers.add_argument(
-        "--backend",
-        choices=["auto", *BACKENDS],
-        default="auto",
-        type=str.lower,
-        help="what runs the file; default: auto, TensorRT on a GPU and ONNX Runtime elsewhere",
-    )
-    answers.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        type=str.lower,
-        help="default: auto, the fastest that passed",
-    )
-    answers.add_argument("--allow-unverified", action="store_true", help="serve a file that did not pass verification")
+    add_selection_options(answers)
+    add_unverified_option(answers)
     answers.add_argument("--top-k", type=positive, metavar="K", help="classes in an answer; default: the recipe's")
     load = parser.add_argument_group("how much it takes")
     load.add_argument(

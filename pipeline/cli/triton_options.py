@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from export.errors import ProjectError
-from export.tensorrt.sidecar import PRECISIONS
-from pipeline.serving.candidates import BACKENDS
+from pipeline.cli.selection_options import add_selection_options
 from pipeline.terminal.command_line import Parser
 
 EXAMPLES = """-c digits
@@ -16,20 +15,7 @@ _MOST = 64  # instances; more is a typing error
 def add_triton_options(parser: Parser) -> None:
     """Add the options of ``triton-repo``."""
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: <recipe>-triton")
-    parser.add_argument(
-        "--backend",
-        choices=["auto", *BACKENDS],
-        default="auto",
-        type=str.lower,
-        help="what runs the file on the server; default: auto, the first of them that passed",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["auto", *PRECISIONS],
-        default="auto",
-        type=str.lower,
-        help="default: auto, the fastest that passed",
-    )
+    add_selection_options(parser, "auto, the first of them that passed")
     parser.add_argument(
         "--instances",
         type=int,
