@@ -61,7 +61,11 @@ def add_serve_options(parser: Parser) -> None:
         help="images that are decoded or wait, at most; others get status 503; default: %(default)s",
     )
     load.add_argument(
-        "--max-upload-mib", type=positive, default=32, metavar="MIB", help="of a request; default: %(default)s"
+        "--max-upload-mib",
+        type=positive,
+        default=32,
+        metavar="MIB",
+        help="MiB of a request, at most; default: %(default)s",
     )
 
 
