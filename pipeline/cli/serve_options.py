@@ -44,14 +44,14 @@ def add_serve_options(parser: Parser) -> None:
         "--max-batch",
         type=positive,
         metavar="N",
-        help="images that are computed at once; default: the recipe's",
+        help="images that are computed at once, at most; default: the recipe's",
     )
     load.add_argument(
         "--max-delay-ms",
         type=float,
         default=2.0,
         metavar="MS",
-        help="that an image waits for others that are being decoded, at most; default: %(default)s",
+        help="milliseconds that an image waits for others that are being decoded, at most; default: %(default)s",
     )
     load.add_argument(
         "--queue",
