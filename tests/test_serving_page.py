@@ -29,6 +29,7 @@ from tests.pipeline.server.servers import Running, running
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 SENTENCES = " ".join(PAGE.split())
 PIPELINE = ".venv/bin/python -m pipeline "
+SPARK = "PYSPARK_PYTHON=$PWD/.venv/bin/python .venv/bin/python spark_photos.py"
 
 
 def fenced(language: str) -> list[str]:
@@ -49,7 +50,10 @@ def test_every_command_is_one_that_the_project_takes() -> None:
         if line.startswith(PIPELINE):
             build_parser().parse_args(shlex.split(line.removeprefix(PIPELINE)))
         else:
-            assert line in ("make install-serve", "make install-distributed") or line.startswith("curl "), line
+            known = ("make install-serve", "make install-distributed", SPARK)
+            assert line in known or line.startswith("curl "), line
+    assert SPARK in COMMANDS
+    assert f"Save this as `{SPARK.split()[-1]}`" in PAGE
     assert sum(line.startswith(PIPELINE) for line in COMMANDS) == 4
 
 
@@ -74,13 +78,13 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"http://127.0.0.1:{default('serve', 'port')}/" in PAGE
     assert (MOST_CLASSES, "shows the five best classes" in SENTENCES) == (5, True)
     assert f"the last {MOST_ANSWERS} answers stay" in SENTENCES
-    assert f"({USUAL_BATCH} and {USUAL_DELAY} µs where nothing was measured)" in SENTENCES
+    assert f"({USUAL_BATCH} images and {USUAL_DELAY} µs where nothing was measured)" in SENTENCES
 
 
 def test_every_status_of_an_image_has_a_row() -> None:
     codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE) for code in row.split(", ")}
     assert set(OF_IMAGES.values()) <= codes
-    assert codes == {400, 404, 405, 408, 413, 415, 421, 422, 503}
+    assert codes == {400, 403, 404, 405, 408, 413, 415, 421, 422, 500, 503}
 
 
 def test_snippets_are_python_and_import_what_is_there() -> None:

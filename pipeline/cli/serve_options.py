@@ -30,14 +30,14 @@ def add_serve_options(parser: Parser) -> None:
         "--max-batch",
         type=positive,
         metavar="N",
-        help="images that are computed at once; default: the recipe's",
+        help="images that are computed at once, at most; default: the recipe's",
     )
     load.add_argument(
         "--max-delay-ms",
         type=float,
         default=2.0,
         metavar="MS",
-        help="that an image waits for others that are being decoded, at most; default: %(default)s",
+        help="milliseconds that an image waits for others that are being decoded, at most; default: %(default)s",
     )
     load.add_argument(
         "--queue",
@@ -47,7 +47,11 @@ def add_serve_options(parser: Parser) -> None:
         help="images that are decoded or wait, at most; others get status 503; default: %(default)s",
     )
     load.add_argument(
-        "--max-upload-mib", type=positive, default=32, metavar="MIB", help="of a request; default: %(default)s"
+        "--max-upload-mib",
+        type=positive,
+        default=32,
+        metavar="MIB",
+        help="MiB of a request, at most; default: %(default)s",
     )
 
 

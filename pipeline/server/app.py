@@ -55,7 +55,8 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    wrong = {404: "a path of this server (/, /classify, /metrics, /v2)", 405: "another method for this path"}
+    methods = (error.headers or {}).get("Allow", "another method")
+    wrong = {404: "a path of this server (/, /classify, /metrics, /v2)", 405: f"{methods} for this path"}
     expected = wrong.get(error.status_code, "a request that this server takes")
     text = f"Expected {expected}. Received: {request.method[:20]} {request.url.path[:80]}."
     status = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "bad_request")

@@ -15,6 +15,7 @@ from pipeline.server.errors import RequestError
 from pipeline.server.service import Seen, Service
 
 _FORM_FIELDS = 8  # besides the file
+_AS_FORM = "Send it as `curl -F image=@photo.jpg` does."
 
 
 async def classify(request: Request) -> Response:
@@ -29,6 +30,8 @@ async def classify(request: Request) -> Response:
 
 
 def _top_k(request: Request, service: Service) -> int:
+    if unknown := [name for name in request.query_params if name != "top_k"]:
+        raise RequestError(400, f"Expected no parameter but top_k. Received: {unknown[0][:40]!r}.", "bad_parameter")
     text = request.query_params.get("top_k")
     if text is None:
         return service.deployment.settings.top_k
@@ -46,11 +49,12 @@ async def _content(request: Request) -> bytes:
     try:
         async with request.form(max_files=1, max_fields=_FORM_FIELDS, max_part_size=limit) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            if len(files) != 1:
-                raise RequestError(400, f"Expected one file in the form. Received: {len(files)}.", "bad_form")
+            if not files:  # of two, Starlette has said so
+                raise RequestError(400, f"Expected one file in the form. Received: none. {_AS_FORM}", "bad_form")
             return await files[0].read()
     except HTTPException as error:
-        raise RequestError(400, f"Expected a form with one file. Received: {error.detail}", "bad_form") from None
+        detail = error.detail.rstrip(".")
+        raise RequestError(400, f"Expected a form with one file. Received: {detail}. {_AS_FORM}", "bad_form") from None
 
 
 def _answer(seen: Seen, service: Service, k: int, began: float) -> dict[str, object]:

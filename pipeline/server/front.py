@@ -50,8 +50,8 @@ class Front:
         app: the routes.
         service: what answers; its limits hold.
         labels: paths by the functions that answer, for `Metrics`.
-        hosts: names by which the server may be asked; none: any. A page of another site can make a browser send
-            requests to this machine by a name of its own, but not by these.
+        hosts: names by which the server may be asked; none: any. With them, a page of another site can neither read
+            answers through a name of its own that leads to this machine, nor have a browser send images here.
     """
 
     def __init__(self, app: ASGIApp, service: Service, labels: Mapping[Any, str], hosts: tuple[str, ...] = ()) -> None:
@@ -67,6 +67,7 @@ class Front:
         held: list[int] = [0]
         try:
             self._check_host(scope)
+            self._check_site(scope)
             body = await self._body(scope, receive, held)
             await self._route(scope, body, receive, answer)
         except _Gone:
@@ -89,8 +90,19 @@ class Front:
         if self._hosts and name not in self._hosts:
             raise RequestError(
                 421,
-                f"Expected a request to {' or '.join(self._hosts)}. Received: another host.",
+                f"Expected a request to {', '.join(self._hosts[:-1])} or {self._hosts[-1]}. Received: another host. "
+                "Ask by one of these names, or start `serve` with --host 0.0.0.0, which takes any.",
                 "wrong_host",
+                close=True,
+            )
+
+    def _check_site(self, scope: Scope) -> None:
+        # A browser sends a picture for any page without asking; behind a proxy its own page is still "same-origin".
+        if self._hosts and scope["method"] not in ("GET", "HEAD") and _header(scope, b"sec-fetch-site") == "cross-site":
+            raise RequestError(
+                403,
+                "Expected a request of this server's own page, or of a program. Received: one of another site's page.",
+                "cross_site",
                 close=True,
             )
 
@@ -190,7 +202,10 @@ def _header(scope: Scope, name: bytes) -> str:
 
 def _too_large(most: int) -> RequestError:
     return RequestError(
-        413, f"Expected at most {most >> 20} MiB. Received: more (serve --max-upload-mib).", "too_large", close=True
+        413,
+        f"Expected at most {most >> 20} MiB. Received: more. Send less, or start `serve` with more --max-upload-mib.",
+        "too_large",
+        close=True,
     )
 
 

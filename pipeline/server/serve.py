@@ -95,6 +95,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def local_names(host: str) -> tuple[str, ...]:
+    """Return the names by which a server on an address may be asked, each once; none, where others reach it: any."""
+    name = f"[{host}]" if ":" in host else host.lower()
+    return tuple(dict.fromkeys((*LOCAL_NAMES, name))) if is_loopback(host) else ()
+
+
 def serve(
     deployment: Deployment, limits: Limits, host: str, port: int, ready: Callable[[str], None] = lambda url: None
 ) -> Served:
@@ -113,9 +119,7 @@ def serve(
     bound = _bind(host, port)
     with bound:
         url = _url(bound)
-        name = f"[{host}]" if ":" in host else host.lower()
-        hosts = (*LOCAL_NAMES, name) if is_loopback(host) else ()
-        server = Server(Service(deployment, limits), hosts, lambda: ready(url))
+        server = Server(Service(deployment, limits), local_names(host), lambda: ready(url))
         try:
             server.run([bound])
         except OSError as error:

@@ -2,7 +2,7 @@
 
     python client.py photos/*.jpg > answers.csv
 
-It needs ``pip install tritonclient[http]`` and nothing else. A line of CSV a class: path, class, probability. A file
+It needs ``pip install 'tritonclient[http]'`` and nothing else. A line of CSV a class: path, class, probability. A file
 without an answer is named on standard error, and the exit status is 3.
 """
 
@@ -38,10 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.top_k < 1:
         parser.error(f"expected a number of at least 1 after --top-k, not {args.top_k}")
+    args.url = args.url.removeprefix("http://").rstrip("/")  # as `serve` prints it
+    if "://" in args.url:
+        parser.error(f"expected host and port after --url, as localhost:8000, not {args.url}")
     try:
         import tritonclient.http as triton
     except ImportError as error:
-        parser.error(f"{error}; pip install tritonclient[http]")
+        parser.error(f"{error}; pip install 'tritonclient[http]'")
     client = triton.InferenceServerClient(args.url, connection_timeout=args.timeout, network_timeout=args.timeout)
     try:
         if not client.is_model_ready(args.model):

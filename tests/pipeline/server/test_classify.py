@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.server.front import LOCAL_NAMES
+from pipeline.server.serve import local_names
 from pipeline.server.service import Limits
 from tests.pipeline.server.servers import Answer, Running, running
 
@@ -131,6 +133,13 @@ def test_the_largest_file_is_that_of_the_recipe(tmp_path: Path) -> None:
         is_refused(small.ask("/classify", encoded("BMP")), 413, "too_large")
 
 
+@pytest.mark.parametrize("asked", ["topk=3", "top_k=1&k=2", "TOP_K=1", "a="])
+def test_a_parameter_that_there_is_not_is_bad(server: Running, asked: str) -> None:
+    answer = server.ask(f"/classify?{asked}", server.photo)
+    assert (answer.code, answer.json["status"]) == (400, "bad_parameter")
+    assert answer.json["error"].startswith("Expected no parameter but top_k. Received: '")
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "BREW"])
 def test_another_method_is_refused(server: Running, method: str) -> None:
     answer = server.ask("/classify", method=method)
@@ -141,6 +150,7 @@ def test_another_method_is_refused(server: Running, method: str) -> None:
     else:
         is_refused(answer, 405, "wrong_method")
         assert answer.headers["allow"] == "POST"
+        assert answer.json["error"] == f"Expected POST for this path. Received: {method} /classify."
 
 
 @pytest.mark.parametrize(
@@ -179,7 +189,34 @@ def test_a_compressed_body_is_refused(server: Running, encoding: str) -> None:
     "host", ["evil.test", "127.0.0.1.evil.test", "localhost.evil.test:80", "", "[", "a]:b", "\xff"]
 )
 def test_a_name_that_is_not_this_machine_s_is_refused(server: Running, host: str) -> None:
-    is_refused(server.ask("/classify", server.photo, {"Host": host}), 421, "wrong_host")
+    answer = server.ask("/classify", server.photo, {"Host": host})
+    is_refused(answer, 421, "wrong_host")
+    assert "to localhost, 127.0.0.1 or [::1]. " in answer.json["error"]
+    assert "start `serve` with --host 0.0.0.0" in answer.json["error"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_each_name_of_this_machine_is_there_once(host: str) -> None:
+    assert local_names(host.strip("[]")) == LOCAL_NAMES
+    assert local_names("127.0.0.2") == (*LOCAL_NAMES, "127.0.0.2")
+    assert local_names("0.0.0.0") == ()
+
+
+@pytest.mark.parametrize("path", ["/classify", "/v2/models/tiny_files/infer"])
+def test_a_page_of_another_site_cannot_have_an_image_computed(server: Running, path: str) -> None:
+    sent = {"Origin": "https://elsewhere.test", "Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    is_refused(server.ask(path, server.photo, sent), 403, "cross_site")
+
+
+def test_the_page_itself_and_a_link_to_it_are_answered(server: Running) -> None:
+    for site in ("same-origin", "same-site", "none"):
+        assert server.ask("/classify", server.photo, {"Sec-Fetch-Site": site}).code == 200
+    assert server.ask("/", method="GET", headers={"Sec-Fetch-Site": "cross-site"}).code == 200
+
+
+def test_a_server_for_others_takes_pages_of_other_sites(tmp_path: Path) -> None:
+    with running(tmp_path, hosts=()) as public:
+        assert public.ask("/classify", public.photo, {"Sec-Fetch-Site": "cross-site"}).code == 200
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]", "[::1]:80"])
@@ -230,6 +267,8 @@ FORMS: dict[str, bytes] = {
 def test_another_form_is_bad(server: Running, body: bytes) -> None:
     answer = server.ask("/classify", body, {"Content-Type": "multipart/form-data; boundary=xyz"})
     is_refused(answer, 400, "bad_form")
+    assert answer.json["error"].endswith(". Send it as `curl -F image=@photo.jpg` does.")
+    assert ".." not in answer.json["error"]
 
 
 def test_a_form_with_an_empty_file_is_empty(server: Running) -> None:

@@ -117,6 +117,19 @@ def test_a_model_that_is_not_there_and_no_server_are_one_sentence(repository: Pa
     assert "Traceback" not in done.stderr
 
 
+def test_the_address_may_be_the_one_that_serve_prints(repository: Path, url: str, tmp_path: Path) -> None:
+    (photo,) = make_photos(tmp_path, 1)
+    done = run(repository, "--url", f"http://{url}/", photo)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+
+
+def test_another_scheme_is_one_sentence(repository: Path) -> None:
+    done = run(repository, "--url", "https://localhost:8000", "x.jpg")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected host and port after --url, as localhost:8000, not https://localhost:8000" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_classes_are_refused(repository: Path) -> None:
     done = run(repository, "--top-k", "0", "x.jpg")
     assert (done.returncode, done.stdout) == (2, "")
