@@ -88,11 +88,14 @@ class Server(uvicorn.Server):
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether nobody but this machine reaches an address."""
+    """Return whether nobody but this machine reaches an address, or the first address of a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+        address = ipaddress.ip_address(str(found).partition("%")[0])
+    except (OSError, UnicodeError, ValueError):
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def serve(
@@ -113,8 +116,8 @@ def serve(
     bound = _bind(host, port)
     with bound:
         url = _url(bound)
-        name = f"[{host}]" if ":" in host else host.lower()
-        hosts = (*LOCAL_NAMES, name) if is_loopback(host) else ()
+        names = dict.fromkeys((*LOCAL_NAMES, _bracketed(host).lower(), _bracketed(bound.getsockname()[0])))
+        hosts = tuple(names) if is_loopback(host) else ()
         server = Server(Service(deployment, limits), hosts, lambda: ready(url))
         try:
             server.run([bound])
@@ -132,13 +135,22 @@ def _bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except (OSError, UnicodeError) as error:
-        raise ProjectError(f"Expected an address of this machine for --host. Received: {host!r} ({error}).") from None
+        raise _no_address(host, error) from None
     try:
         bound.bind(address)  # here, so that a port in use shows before a model is loaded
     except (OSError, OverflowError) as error:
         bound.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host, error) from None
         raise _no_port(host, port, error) from None
     return bound
+
+
+def _no_address(host: str, error: OSError | UnicodeError) -> ProjectError:
+    return ProjectError(
+        f"Expected an address of this machine for --host. Received: {host!r} ({error}). Take 127.0.0.1 for this "
+        "machine alone, or 0.0.0.0 for others too."
+    )
 
 
 def _no_port(host: str, port: int, error: OSError | OverflowError) -> ProjectError:
@@ -150,4 +162,9 @@ def _no_port(host: str, port: int, error: OSError | OverflowError) -> ProjectErr
 
 def _url(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http://{_bracketed(host)}:{port}/"
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as URLs and requests write it."""
+    return f"[{host}]" if ":" in host else host
