@@ -40,7 +40,8 @@ def make_repository(args: argparse.Namespace, context: Context) -> dict[str, obj
     instances = check_number("--instances", args.instances)
     decoders = check_number("--decoders", min(8, usable_cpus()) if args.decoders is None else args.decoders)
     recipe = context.recipe
-    output = (args.output or Path(f"{recipe.name}-triton")).absolute()
+    # Where a link leads: a server reads by its name, and a folder in the link's place would leave the other as it was.
+    output = (args.output or Path(f"{recipe.name}-triton")).resolve()
     check_folder(output.parent, "-o", output)
     refuse_long_name(output, "-o")
     refuse_changed(output)

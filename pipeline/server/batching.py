@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from export.words import count
-from pipeline.runners.base import Outputs
+from pipeline.runners.base import Outputs, split_batches
 from pipeline.server.errors import RequestError, busy
 
 
@@ -42,7 +42,8 @@ class Batcher:
     Args:
         compute: gives the outputs for uint8 (N, height, width, 3); it is called in ``thread``, never twice at a time.
         thread: an executor of one thread.
-        max_batch: images that are computed at once, at most. A request with more is computed alone.
+        max_batch: images that are computed at once, at most. A request with more is several, so that it takes no more
+            memory, and not computed to its end when its client is gone; any other is never split.
         max_delay: seconds that the first image waits for others, at most, while nothing is computed.
         expected: whether others are on their way, for which it would wait. Defaults to: always.
         capacity: images that wait, at most.
@@ -99,11 +100,28 @@ class Batcher:
                 f"Expected room for {count(images, 'image')} in the queue. Received: {self.waiting} of "
                 f"{self._capacity} places taken. Ask again later."
             )
+        futures = [self._line_up(piece) for piece in split_batches(pixels, self._max_batch)]
+        self._arrived.set()
+        if len(futures) == 1:
+            return await futures[0]
+        try:
+            parts = await asyncio.gather(*futures)
+        finally:  # where one failed the others are not computed any more
+            for future in futures:
+                future.cancel()
+        logits, probabilities = (np.concatenate(rows) for rows in zip(*(part.outputs[:2] for part in parts)))
+        return Computed(
+            Outputs(logits, probabilities),
+            max(part.batch for part in parts),
+            parts[0].queued,
+            sum(part.seconds for part in parts),
+        )
+
+    def _line_up(self, pixels: np.ndarray) -> asyncio.Future[Computed]:
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         self._line.append(_Waiting(pixels, future, time.perf_counter()))
-        self.waiting += images
-        self._arrived.set()
-        return await future
+        self.waiting += len(pixels)
+        return future
 
     async def _work(self) -> None:
         while True:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pipeline.server.front import crowded
 from pipeline.server.service import Limits
@@ -23,6 +24,7 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
 
         _deadline: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None  # the end of the patience with who does not read the answers
+        _running: RequestResponseCycle | None = None  # the request that is answered; uvicorn's `cycle` is the newest
         _fields = 0  # bytes of the request's line and headers
         _kept = 0  # bytes since the parser last passed something on: it keeps a header until it has all of it
 
@@ -33,7 +35,15 @@ def protocol_of(limits: Limits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._headers_done()
             self._read()
+            if self._running is not None and not self._running.response_complete:
+                self._running.disconnected = True
+                self._running.message_event.set()
+            self.pipeline.clear()
             super().connection_lost(exc)
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def data_received(self, data: bytes) -> None:
             self._kept += len(data)

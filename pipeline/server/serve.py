@@ -88,17 +88,25 @@ class Server(uvicorn.Server):
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether nobody but this machine reaches an address."""
+    """Return whether nobody but this machine reaches an address, or the first address of a name."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+        address = ipaddress.ip_address(str(found).partition("%")[0])
+    except (OSError, UnicodeError, ValueError):
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
-def local_names(host: str) -> tuple[str, ...]:
-    """Return the names by which a server on an address may be asked, each once; none, where others reach it: any."""
-    name = f"[{host}]" if ":" in host else host.lower()
-    return tuple(dict.fromkeys((*LOCAL_NAMES, name))) if is_loopback(host) else ()
+def local_names(host: str, address: str) -> tuple[str, ...]:
+    """Return the names by which a server for this machine alone may be asked, each once; where others reach it: any.
+
+    Args:
+        host: as it was named.
+        address: that it is bound to.
+    """
+    names = dict.fromkeys((*LOCAL_NAMES, _bracketed(host).lower(), _bracketed(address)))
+    return tuple(names) if is_loopback(host) else ()
 
 
 def serve(
@@ -119,7 +127,7 @@ def serve(
     bound = _bind(host, port)
     with bound:
         url = _url(bound)
-        server = Server(Service(deployment, limits), local_names(host), lambda: ready(url))
+        server = Server(Service(deployment, limits), local_names(host, bound.getsockname()[0]), lambda: ready(url))
         try:
             server.run([bound])
         except OSError as error:
@@ -136,13 +144,22 @@ def _bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except (OSError, UnicodeError) as error:
-        raise ProjectError(f"Expected an address of this machine for --host. Received: {host!r} ({error}).") from None
+        raise _no_address(host, error) from None
     try:
         bound.bind(address)  # here, so that a port in use shows before a model is loaded
     except (OSError, OverflowError) as error:
         bound.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host, error) from None
         raise _no_port(host, port, error) from None
     return bound
+
+
+def _no_address(host: str, error: OSError | UnicodeError) -> ProjectError:
+    return ProjectError(
+        f"Expected an address of this machine for --host. Received: {host!r} ({error}). Take 127.0.0.1 for this "
+        "machine alone, or 0.0.0.0 for others too."
+    )
 
 
 def _no_port(host: str, port: int, error: OSError | OverflowError) -> ProjectError:
@@ -154,4 +171,9 @@ def _no_port(host: str, port: int, error: OSError | OverflowError) -> ProjectErr
 
 def _url(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    return f"http://{_bracketed(host)}:{port}/"
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as URLs and requests write it."""
+    return f"[{host}]" if ":" in host else host

@@ -162,10 +162,9 @@ class Service:
 
     def _decode(self, content: bytes) -> Decoded:
         settings = self.deployment.settings
-        decoded = self.deployment.card.decode.decode(
+        return self.deployment.card.decode.decode(
             content, keep_damaged=settings.keep_damaged, largest_file=settings.largest_file
         )
-        return decoded._replace(pixels=decoded.pixels.copy())  # it may be a view of the thread's memory
 
     def _load(self) -> int:
         """Return the images that are decoded or wait."""

@@ -152,7 +152,9 @@ def _input(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, memoryvi
         or not all(type(size) is int and 0 <= size < 2**40 for size in shape)
     ):
         raise bad(f"Expected a shape of whole numbers from 0 on for {name[:80]!r}. Received: {str(shape)[:80]}.")
-    size = _parameters(entry).get("binary_data_size")
+    parameters = _parameters(entry)
+    _refuse_shared_memory(name, parameters)
+    size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in entry:
             raise bad(f"Expected data or binary_data_size for {name[:80]!r}. Received: neither.")
@@ -167,7 +169,15 @@ def _wanted(entry: Mapping[str, Any], binary: bool) -> Wanted:
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
         raise bad("Expected a whole number of classes for classification. Received: another value.")
-    return Wanted(_name(entry), bool(parameters.get("binary_data", binary)), count)
+    name = _name(entry)
+    _refuse_shared_memory(name, parameters)
+    return Wanted(name, bool(parameters.get("binary_data", binary)), count)
+
+
+def _refuse_shared_memory(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a tensor in shared memory; a client that got its answer elsewhere would read there what was before."""
+    if any(key.startswith("shared_memory_") for key in parameters):
+        raise bad(f"Expected {name[:80]!r} in the request and its answer. Received: shared memory. Send binary data.")
 
 
 def uint8_of(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -40,6 +40,9 @@ class Batching:
     delay: Number
 
 
+_NO_DELAY = Number(0, "single images are preferred, which wait for no others")
+
+
 def find_batching(artifacts: Artifacts, choice: Selection, batch_size: int) -> Batching:
     """Return the batch sizes for a file, within its profile.
 
@@ -57,7 +60,8 @@ def find_batching(artifacts: Artifacts, choice: Selection, batch_size: int) -> B
     speeds = {row.batch: row.images_per_second for row in rows if row.images_per_second and row.batch <= largest.value}
     if not speeds:
         usual_source = "opt of the engine's profile" if choice.profile else "default"
-        return Batching(largest, Number(usual, f"{usual_source}: {source}"), Number(USUAL_DELAY, f"default: {source}"))
+        preferred = Number(usual, f"{usual_source}: {source}")
+        return Batching(largest, preferred, _NO_DELAY if usual == 1 else Number(USUAL_DELAY, f"default: {source}"))
     best = max(speeds, key=lambda batch: speeds[batch] or 0.0)
     preferred = Number(best, f"{count(round(speeds[best] or 0), 'image')}/s, the most {source}")
     if best == 1:

@@ -371,3 +371,19 @@ def test_damage_is_told_of_a_scaled_picture_too() -> None:
     assert told.value.status == "damaged"
     kept = cut.decode(data[: len(data) // 2], keep_damaged=True)
     assert (kept.width, kept.height, bool(kept.damage)) == (960, 720, True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("colours", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_what_was_decoded_stays_when_the_thread_decodes_the_next(mode: Resize, colours: str, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    first, second = (encode(picture(16, 16, colours, seed), exif=exif) for seed in (1, 2))
+    for size in ((16, 16), (8, 8)):  # the first is the file's own: nothing is resized
+        pixels = load_image(first, size, mode).pixels
+        before = pixels.copy()
+        other = load_image(second, size, mode).pixels
+        assert not np.array_equal(other, before)
+        assert not np.shares_memory(pixels, jpeg._memory(16 * 16 * 4))
+        assert np.array_equal(pixels, before)

@@ -159,7 +159,7 @@ def test_batches_grow_while_another_is_computed_up_to_the_most(model: Model) -> 
         run(test())
 
 
-def test_a_request_is_never_split_and_one_with_more_than_a_batch_is_computed_alone(model: Model) -> None:
+def test_a_request_within_a_batch_is_never_split_and_one_with_more_is_several(model: Model) -> None:
     async def test() -> None:
         async with batcher:
             first = await busy_with(batcher, model)
@@ -172,9 +172,33 @@ def test_a_request_is_never_split_and_one_with_more_than_a_batch_is_computed_alo
             assert [answers(each) for each in computed] == [[1, 2], [3, 4, 5], [6], [7, 8]]
         async with Batcher(model, batcher._thread, max_batch=2, max_delay=0, capacity=8) as small:
             assert [answers(each) for each in await all_of(small, (1, 2, 3, 4, 5), (6,))] == [[1, 2, 3, 4, 5], [6]]
-        assert model.batches == [[99], [1, 2], [3, 4, 5, 6], [7, 8], [1, 2, 3, 4, 5], [6]]
+        assert model.batches == [[99], [1, 2], [3, 4, 5, 6], [7, 8], [1, 2], [3, 4], [5, 6]]
 
     with batching(model) as batcher:
+        run(test())
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+def test_what_is_left_of_a_large_request_is_not_computed_for_nobody(model: Model, end: str) -> None:
+    async def test() -> None:
+        async with batcher:
+            first = await busy_with(batcher, model)
+            values = (1, 2, 3, 4) if end == "cancelled" else (255, 2, 3, 4)
+            large = asyncio.create_task(batcher.submit(images(*values)))
+            await asyncio.sleep(0)
+            assert batcher.waiting == 4
+            if end == "cancelled":
+                large.cancel()
+            model.go_on.set()
+            await first
+            with pytest.raises(asyncio.CancelledError if end == "cancelled" else RunnerError):
+                await large
+            assert answers(await batcher.submit(images(6))) == [6]
+            assert batcher.waiting == 0
+        computed = {value for batch in model.batches for value in batch}
+        assert not computed & {1, 3, 4}, "2 may have begun before it is told"
+
+    with batching(model, max_batch=1) as batcher:
         run(test())
 
 

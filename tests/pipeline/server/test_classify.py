@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import struct
 import zlib
@@ -197,9 +198,9 @@ def test_a_name_that_is_not_this_machine_s_is_refused(server: Running, host: str
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_each_name_of_this_machine_is_there_once(host: str) -> None:
-    assert local_names(host.strip("[]")) == LOCAL_NAMES
-    assert local_names("127.0.0.2") == (*LOCAL_NAMES, "127.0.0.2")
-    assert local_names("0.0.0.0") == ()
+    assert local_names(host.strip("[]"), "127.0.0.1") == LOCAL_NAMES
+    assert local_names("127.0.0.2", "127.0.0.2") == (*LOCAL_NAMES, "127.0.0.2")
+    assert local_names("0.0.0.0", "0.0.0.0") == ()
 
 
 @pytest.mark.parametrize("path", ["/classify", "/v2/models/tiny_files/infer"])
@@ -299,3 +300,21 @@ def test_a_probability_that_is_no_number_is_null(server: Running, monkeypatch: p
 def test_the_defaults_are_those_that_the_manual_names() -> None:
     limits = Limits()
     assert (limits.upload, limits.queue, limits.max_delay) == (32 * MIB, 256, 0.002)
+
+
+ODD = ("a:b:c", 'x, "y"', "two\nlines", "猫")
+
+
+def test_every_name_of_a_class_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path) as named:
+        object.__setattr__(named.deployment.card, "classes", ODD)
+        answer = named.ask("/classify?top_k=4", named.photo)
+        assert {each["class"] for each in answer.json["classes"]} == set(ODD)
+        assert "猫".encode() in answer.body
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": [0] * 768}
+        for binary in (False, True):
+            output = {"name": "logits", "parameters": {"classification": 4, "binary_data": binary}}
+            asked = json.dumps({"inputs": [tensor], "outputs": [output]}).encode()
+            answer = named.ask("/v2/models/tiny/infer", asked)
+            assert answer.code == 200
+            assert b":0:a:b:c" in answer.body, "a client cuts at the first two colons"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.errors import ProjectError
 from pipeline.data.decode import Decoded
 from pipeline.server import serve as serving
 from pipeline.server.errors import RequestError
@@ -151,6 +153,30 @@ def test_an_address_of_this_machine_is_a_name_of_the_server(tmp_path: Path, monk
     assert is_loopback("127.0.0.2")
     assert "127.0.0.2" in given[0]
     assert given[1] == (), "from outside it may have any name"
+
+
+def test_a_name_is_of_this_machine_alone_where_its_address_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(serving, "make_app", lambda service, hosts: given.append(hosts))
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+    served = serving.serve(make_deployment(tmp_path), Limits(), "Workstation", 0)
+    assert served.url.startswith("http://127.0.1.1:")
+    assert {"workstation", "127.0.1.1", "localhost"} <= set(given[0]), "another site cannot ask it by its own name"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.1", True), ("::ffff:127.0.0.1", True), ("::1", True), ("::", False), ("0.0.0.0", False), ("", False)],
+)
+def test_an_address_in_any_form_is_that_address(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_an_address_of_another_machine_is_told_from_a_port_in_use() -> None:
+    with pytest.raises(ProjectError, match=r"Expected an address of this machine for --host. Received: '192.0.2.1'"):
+        serving._bind("192.0.2.1", 0)
 
 
 def test_what_a_stop_does_not_wait_for_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

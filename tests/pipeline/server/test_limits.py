@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,6 +309,47 @@ def test_pipelined_requests_are_answered_in_their_order_and_not_kept_without_end
         assert statuses(received) == [200, 404, 200]
     with server.connect() as connection, pytest.raises(OSError):
         connection.sendall(get % b"tiny" * 200_000)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_who_goes_away_with_requests_in_line_is_not_computed(
+    server: Running, held: Held, caplog: pytest.LogCaptureFixture, reset: bool
+) -> None:
+    first = server.connect(request_of(server.photo))
+    assert held.begun.acquire(timeout=SOON)
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(server.photo) + server.photo
+    gone = server.connect(request * 3)
+    wait_until(lambda: server.service._batcher.waiting == 1)
+    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(reset), 0))
+    gone.close()
+    wait_until(lambda: len(server.server.server_state.tasks) == 1)
+    held.go_on.set()
+    with first:
+        assert statuses(until_closed(first)) == [200]
+    wait_until(lambda: not server.server.server_state.tasks)
+    assert held.batches == [1]
+    assert caplog.text == ""
+
+
+def test_who_goes_away_while_an_answer_waits_to_be_written_is_no_fault_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    get = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with running(tmp_path, body_seconds=SOON, header_seconds=SOON) as patient:
+        state = patient.server.server_state
+        with patient.connect() as connection:
+            wait_until(lambda: bool(state.connections))
+            (ours,) = state.connections
+            for _ in range(1000):
+                connection.sendall(get * 20)
+                done = state.total_requests + 20
+                wait_until(lambda: state.total_requests >= done or ours.flow.write_paused)  # type: ignore[union-attr]  # noqa: B023
+                if ours.flow.write_paused:  # type: ignore[union-attr]
+                    break
+            assert ours.pipeline, "others wait for it"  # type: ignore[union-attr]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: not state.tasks)
+    assert caplog.text == ""
 
 
 def test_who_reads_no_answers_is_cut_off(tmp_path: Path) -> None:

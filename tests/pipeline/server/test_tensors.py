@@ -110,6 +110,10 @@ MALFORMED: dict[str, tuple[bytes, str | None]] = {
                                    + b"[" * 400 + b"]" * 400 + b"}]}", None),
     "an id that is a number": body(id=7),
     "an output without a name": body(outputs=[{}]),
+    "an input in shared memory": body(
+        {**TENSOR, "parameters": {"shared_memory_region": "mine", "shared_memory_byte_size": 12}}, data=b""
+    ),
+    "an output in shared memory": body(outputs=[{"name": "logits", "parameters": {"shared_memory_region": "mine"}}]),
     "a negative classification": body(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
     "a classification of texts": body(outputs=[{"name": "logits", "parameters": {"classification": "3"}}]),
     "a header length beyond the body": (body()[0], "100000"),
@@ -140,6 +144,12 @@ def test_a_malformed_request_is_bad_and_allocates_nothing_that_it_lies_about(
     content: bytes, length: str | None
 ) -> None:
     assert refused(pixels, content, length).code == 400
+
+
+def test_shared_memory_is_refused_by_name() -> None:
+    """An answer beside it would leave a client with what was in that memory before."""
+    for which in ("an input in shared memory", "an output in shared memory"):
+        assert "Received: shared memory. Send binary data." in str(refused(pixels, *MALFORMED[which]))
 
 
 def test_json_beyond_the_limit_is_not_parsed() -> None:

@@ -105,3 +105,27 @@ def test_without_a_benchmark_the_defaults_hold(context: Context) -> None:
     assert numbers(found) == (64, 8, 500)
     assert found.preferred.source == "default: there is no benchmark of the recipe"
     assert numbers(batching(context, batch_size=3)) == (3, 3, 500)
+
+
+def test_nothing_waits_where_a_single_image_is_preferred_unmeasured(context: Context, tmp_path: Path) -> None:
+    assert numbers(batching(context, batch_size=1)) == (1, 1, 0)
+    choice = Selection("e.plan", tmp_path / "e.plan", "tensorrt", "fp16", "pass", BatchProfile(1, 1, 8))
+    found = find_batching(Artifacts(context.root), choice, batch_size=999)
+    assert numbers(found) == (8, 1, 0)
+    assert found.delay.source == "single images are preferred, which wait for no others"
+
+
+@pytest.mark.parametrize("profile", [(1, 1, 1), (1, 2, 3), (1, 8, 8), (1, 4, 64)])
+@pytest.mark.parametrize("timed", [(), (1, 2, 4, 8, 64, 128)])
+@pytest.mark.parametrize("batch_size", [1, 5, 4096])
+def test_no_number_is_beyond_the_engines_profile(
+    tmp_path: Path, profile: tuple[int, int, int], timed: tuple[int, ...], batch_size: int
+) -> None:
+    context = make_context(tmp_path)
+    name = write_engine(context, sizes=profile)
+    if timed:
+        write_benchmark(context, name, [timed_row(size, 1.0, name, "tensorrt") for size in timed])
+    choice = Selection(name, context.root / name, "tensorrt", "fp16", "pass", BatchProfile(*profile))
+    found = find_batching(Artifacts(context.root), choice, batch_size)
+    assert found.largest.value == profile[2]
+    assert 1 <= found.preferred.value <= profile[2]

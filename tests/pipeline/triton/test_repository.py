@@ -179,6 +179,16 @@ def test_a_folder_that_is_no_repository_is_left_alone(context: Context, tmp_path
         refuse_changed(tmp_path / "mine")
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(context: Context, out: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    for target in (out, tmp_path / "new"):
+        link.symlink_to(target)
+        assert write_repository(context, link, "--instances", "3") == 0
+        assert link.is_symlink()
+        assert read_config(target, "tiny").instance_group[0].count == 3
+        link.unlink()
+
+
 def test_an_empty_folder_is_filled_and_a_file_is_not(context: Context, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert write_repository(context, tmp_path / "empty") == 0
@@ -254,6 +264,59 @@ def test_nothing_unverified_is_allowed(context: Context, tmp_path: Path) -> None
     write_verdict(context.root, make_hop(FP32, "inconclusive"))
     assert write_repository(context, tmp_path / "out") == 2
     assert write_repository(context, tmp_path / "out", "--allow-unverified") == 2  # there is no such option
+    assert not (tmp_path / "out").exists()
+
+
+DOUBTS: dict[str, tuple[Callable[[Context], object], str]] = {
+    "failed": (lambda context: write_verdict(context.root, make_hop(FP32, "fail")), f"{FP32}: fail"),
+    "inconclusive": (
+        lambda context: write_verdict(context.root, make_hop(FP32, "inconclusive")),
+        f"{FP32}: inconclusive",
+    ),
+    "altered": (
+        lambda context: (context.root / FP32).write_bytes(b"other"),
+        f"{FP32} was altered since it was verified",
+    ),
+    "never verified": (lambda context: (context.root / PARITY).unlink(), "there is no verdict"),
+    "an edited verdict": (
+        lambda context: (context.root / PARITY).write_text((context.root / PARITY).read_text() + " "),
+        f"{PARITY} was altered since the verify stage wrote it",
+    ),
+    "no manifest": (
+        lambda context: (context.root / PARITY).with_name("manifest.json").unlink(),
+        f"no manifest of the verify stage vouches for {PARITY}",
+    ),
+    "another card": (
+        lambda context: write_card(context, with_classes(("a", "b", "c", "d"))),
+        "train/model.json was altered since it was verified",
+    ),
+    "other thresholds": (
+        lambda context: context.recipe_path.write_text(
+            context.recipe_path.read_text() + "verify: {thresholds: {fp32: {top1_agreement: 0.5}}}"
+        ),
+        "the verdict was given by other thresholds than the recipe's verify.thresholds",
+    ),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_what_verify_did_not_pass_as_it_is_now_does_not_go_out(
+    context: Context, tmp_path: Path, doubt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, why = DOUBTS[doubt]
+    change(context)
+    assert write_repository(context, tmp_path / "out") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Expected a file that passed verification, for a server that others rely on. Received: {why}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["top1_agreement=0.5", "relative_error=1.0"])
+def test_thresholds_of_the_command_line_pass_nothing(
+    context: Context, tmp_path: Path, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write_repository(context, tmp_path / "out", "--set", f"verify.thresholds.fp32.{key}") == 2
+    assert "the verdict was given by other thresholds" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
 
