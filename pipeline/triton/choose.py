@@ -109,9 +109,10 @@ def _nothing(
 ) -> ProjectError:
     if refused:
         reasons = listed(dict.fromkeys(choice.objection for choice in refused), separator="; ")
+        where = f"{artifacts.path(PARITY)} says why. " if artifacts.has(PARITY) else ""
         return CommandNeededError(
             f"Expected a file that passed verification, for a server that others rely on. Received: {reasons}. "
-            f"{artifacts.path(PARITY)} says why. Run `{COMMAND}` again where it is not up to date.",
+            f"{where}Run `{COMMAND}` again where it is not up to date.",
             "run",
         )
     if rtx and backend == "tensorrt":

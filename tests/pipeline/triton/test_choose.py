@@ -87,6 +87,7 @@ def test_what_was_altered_or_never_verified_is_refused_by_name(context: Context)
     assert f"{FP32} was altered since it was verified" in refusal(context, precision="fp32")
     (context.root / PARITY).unlink()
     assert "there is no verdict" in refusal(context)
+    assert "says why" not in refusal(context), "of a file that is not there"
 
 
 def test_a_verdict_on_the_cpu_says_nothing_of_a_gpu(context: Context) -> None:
