@@ -18,6 +18,7 @@ from typing import Any, Final
 from export.errors import ProjectError, cause
 from export.files import ROOT
 from export.tensorrt.driver import driver_status
+from pipeline.distributed.head import HeadWatch
 from pipeline.runners.cpus import usable_cores
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _STORE_BYTES: Final = 256 * 2**20  # for numbers and rows; pictures are read where they are decoded
 _CPUS_OF_A_WORKER: Final = 2
 _SPARE: Final = 2  # Ray counts one for what leaves out rows that are written
+_PATIENCE: Final = 40.0  # seconds for the head of a cluster to come back; Ray ends this process after 60
+_PATIENCE_HERE: Final = 3.0  # nobody starts that of this machine again
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -96,7 +99,14 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             resources = ray.cluster_resources()
             gpus = int(resources.get("GPU", 0))
             cpus = usable_cores() if address is None else int(resources.get("CPU", 0))
-            yield Cluster(cpus, gpus, address is None)
+            watch = HeadWatch(ray.get_runtime_context().gcs_address, _PATIENCE if address else _PATIENCE_HERE)
+            try:
+                with watch:
+                    yield Cluster(cpus, gpus, address is None)
+            except BaseException as error:
+                if watch.is_gone:
+                    raise _no_head(address) from error
+                raise
         finally:
             ray.shutdown()
 
@@ -126,6 +136,14 @@ def _import_ray() -> Any:
 def _no_ray(reason: str) -> ProjectError:
     return ProjectError(
         f"Expected the package ray for --engine ray. Received: {reason}. Install it: `make install-distributed`."
+    )
+
+
+def _no_head(address: str | None) -> ProjectError:
+    where = f"at {address}" if address else "of this machine"
+    return ProjectError(
+        f"Expected a cluster of Ray {where} that stays. Received: none any more, its head does not answer. Run the "
+        "same command again, once it is there: the rows that are written stay."
     )
 
 

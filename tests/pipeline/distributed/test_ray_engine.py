@@ -236,6 +236,23 @@ def test_ctrl_c_leaves_what_can_be_continued_and_no_process(
     assert (tmp_path / "out.run" / "run.json").is_file()
 
 
+def test_a_killed_head_ends_the_run_with_a_word_and_loses_no_row(
+    tmp_path: Path, command: Callable[[float], subprocess.Popen[str]]
+) -> None:
+    process = command(0.3)
+    wait_for(lambda: committed(tmp_path / "out"), "a part")
+    for head in processes("gcs_server", process.pid):
+        os.kill(head, signal.SIGKILL)
+    said, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 2, "Ray itself ends the process with 1, and says nothing"
+    assert said.startswith("Expected a cluster of Ray of this machine that stays. Received: none any more")
+    assert f"of 64 rows are kept in {tmp_path / 'out.run'}: the same command continues." in said
+    again = command(0.0)
+    said, _ = again.communicate(timeout=DEADLINE)
+    assert again.returncode == 0
+    assert rows_of(tmp_path / "out")["row"].to_pylist() == list(range(64))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that is there, on the loopback address."""
