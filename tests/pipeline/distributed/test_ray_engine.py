@@ -32,6 +32,7 @@ from export.files import ROOT
 from pipeline.artifacts.paths import CARD as CARD_FILE
 from pipeline.cli import infer as verb
 from pipeline.cli.verbs import build_parser
+from pipeline.distributed.ray_engine import explained
 from pipeline.inference.infer import infer
 from pipeline.recipe.schema import Infer
 from tests.pipeline.distributed.ray_runs import card_file, request, run, slow
@@ -84,6 +85,20 @@ def on_the_loopback_address() -> Iterator[None]:
         ):
             patch.setenv(key, value)
         yield
+
+
+def test_a_full_disk_is_said_in_a_line_and_not_by_the_traceback_of_a_worker(tmp_path: Path) -> None:
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    full = OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    advised = OSError(28, full.strerror, "Failed to apply UDF transform after 1/1 attempts\nTo change retry attempts")
+    wrapped = UserCodeException("in a worker")
+    wrapped.__cause__ = full
+    for told in (full, advised, wrapped):
+        error = RayTaskError("write", "Traceback (most recent call last):\n  ...", told).as_instanceof_cause()
+        said = explained(error, tmp_path)
+        assert isinstance(said, OSError)
+        assert str(said) == f"[Errno 28] No space left on device: {str(tmp_path)!r}"
 
 
 @pytest.fixture
