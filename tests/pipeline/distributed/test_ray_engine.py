@@ -101,6 +101,16 @@ def test_a_full_disk_is_said_in_a_line_and_not_by_the_traceback_of_a_worker(tmp_
         assert str(said) == f"[Errno 28] No space left on device: {str(tmp_path)!r}"
 
 
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 3)
+    began = time.monotonic()
+    for address in ("127.0.0.1:1", "127.0.0.1:99999"):
+        with pytest.raises(ProjectError, match=rf"^Expected a cluster of Ray at {address}\. Received: "):
+            run(tmp_path, request([tmp_path / "photos"], tmp_path / "out"), _refuse, address)
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out.run").exists()
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
     """Start runs over 64 photos as commands, with so many seconds for each part."""
