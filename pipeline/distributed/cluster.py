@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any, Final
 from export.errors import ProjectError, cause
 from export.files import ROOT
 from export.tensorrt.driver import driver_status
+from pipeline.distributed.head import HeadWatch
 from pipeline.runners.cpus import usable_cores
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 _STORE_BYTES: Final = 256 * 2**20  # for numbers and rows; pictures are read where they are decoded
 _CPUS_OF_A_WORKER: Final = 2
 _SPARE: Final = 2  # Ray counts one for what leaves out rows that are written
+_REACH: Final = 10.0  # seconds to connect to a cluster that is there
+_PATIENCE: Final = 40.0  # seconds for the head of a cluster to come back; Ray ends this process after 60
+_PATIENCE_HERE: Final = 3.0  # nobody starts that of this machine again
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -86,7 +91,7 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             try:
                 with _silent():
                     _connect(ray, address, workers)
-            except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+            except (ray.exceptions.RayError, RuntimeError, ValueError, OverflowError, OSError) as error:
                 where = f"at {address}" if address else "of this machine"
                 raise ProjectError(
                     f"Expected a cluster of Ray {where}. Received: {cause(error)}. Start one with `ray start --head`; "
@@ -96,7 +101,14 @@ def open_cluster(address: str | None, workers: int | None) -> Iterator[Cluster]:
             resources = ray.cluster_resources()
             gpus = int(resources.get("GPU", 0))
             cpus = usable_cores() if address is None else int(resources.get("CPU", 0))
-            yield Cluster(cpus, gpus, address is None)
+            watch = HeadWatch(ray.get_runtime_context().gcs_address, _PATIENCE if address else _PATIENCE_HERE)
+            try:
+                with watch:
+                    yield Cluster(cpus, gpus, address is None)
+            except BaseException as error:
+                if watch.is_gone:
+                    raise _no_head(address) from error
+                raise
         finally:
             ray.shutdown()
 
@@ -129,6 +141,14 @@ def _no_ray(reason: str) -> ProjectError:
     )
 
 
+def _no_head(address: str | None) -> ProjectError:
+    where = f"at {address}" if address else "of this machine"
+    return ProjectError(
+        f"Expected a cluster of Ray {where} that stays. Received: none any more, its head does not answer. Run the "
+        "same command again, once it is there: the rows that are written stay."
+    )
+
+
 class _DebugLines(io.TextIOBase):
     """A stream whose lines are debug messages."""
 
@@ -142,6 +162,7 @@ class _DebugLines(io.TextIOBase):
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is not None:
+        _reach(address)
         modules = [str(ROOT / name) for name in ("pipeline", "export")]
         environment = {"py_modules": modules, "excludes": ["__pycache__"]}
         ray.init(address=address, runtime_env=environment, **options)
@@ -156,6 +177,13 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
         runtime_env={"env_vars": {"PYTHONPATH": path}},
         **options,
     )
+
+
+def _reach(address: str) -> None:
+    """Connect to an address that names a port and leave: Ray waits for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in address and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
 
 
 @contextlib.contextmanager

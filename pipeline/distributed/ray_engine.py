@@ -196,7 +196,7 @@ class _Run:
                     str(folder.parts.absolute()), ray_remote_args={"num_cpus": 0}, concurrency=self.workers
                 )
         except (ray.exceptions.RayError, ProjectError, OSError) as error:
-            raise _explained(error) from error
+            raise explained(error, folder.path) from error
 
     def _probes(self) -> tuple[Path, ...]:
         """Return an input that is there, which every worker has to see."""
@@ -206,8 +206,13 @@ class _Run:
         return ()
 
 
-def _explained(error: Exception) -> Exception:
-    """Return what is to be said of an error of Ray: what a worker raised, or why there is none any more."""
+def explained(error: Exception, folder: Path) -> Exception:
+    """Return what is to be said of an error of Ray: what a worker raised, or why there is none any more.
+
+    Args:
+        error: as Ray raises it.
+        folder: that workers write to; an error of the system that names no file is taken as one of it.
+    """
     from ray.exceptions import RayTaskError
 
     log.debug("%s", error)  # with the worker's traceback
@@ -217,8 +222,10 @@ def _explained(error: Exception) -> Exception:
     for each in chain:
         if isinstance(each, ProjectError):
             return ProjectError(*each.args)
-        if isinstance(each, OSError):
-            return each
+        if isinstance(each, OSError) and not isinstance(each, RayTaskError):  # Ray's is both, its text a traceback
+            if each.errno is None or os.path.isabs(os.fsdecode(each.filename or "")):
+                return each  # Ray puts its advice where the name of a file is
+            return OSError(each.errno, os.strerror(each.errno), str(folder))
     for each, inner in pairwise(chain):
         if isinstance(each, RayTaskError):
             return ProjectError(f"Expected workers that classify. Received: {_in_words(inner)} --verbose shows where.")

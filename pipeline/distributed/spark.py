@@ -50,8 +50,10 @@ def classify_udf(deployment: Deployment, batch_size: int = 256) -> Callable[...,
         Callable: takes a column of bytes (the contents of image files) or of text (their paths on every worker).
 
     Raises:
-        ProjectError: pyspark or pandas is missing.
+        ProjectError: pyspark or pandas is missing, or a batch has no image.
     """
+    if batch_size < 1:
+        raise ProjectError(f"Expected a batch_size of at least 1. Received: {batch_size}. 256 is the default.")
     try:
         from pyspark.ml.functions import predict_batch_udf
     except ImportError as error:

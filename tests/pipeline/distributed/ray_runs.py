@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.errors import notes
+from export.errors import ProjectError, notes
 from export.files import write_atomic
 from pipeline.distributed.ray_engine import RayOptions, infer_on_ray
 from pipeline.inference.deployment import BatchClassifier, Deployment
@@ -93,6 +93,9 @@ def main(folder: Path, photos: Path, output: Path, seconds: float) -> int:
     except KeyboardInterrupt as error:
         print(*notes(error))
         return 130
+    except ProjectError as error:
+        print(error, *notes(error))
+        return 2
     print(result.images, result.continued)
     return 0
 

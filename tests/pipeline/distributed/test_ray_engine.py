@@ -32,6 +32,7 @@ from export.files import ROOT
 from pipeline.artifacts.paths import CARD as CARD_FILE
 from pipeline.cli import infer as verb
 from pipeline.cli.verbs import build_parser
+from pipeline.distributed.ray_engine import explained
 from pipeline.inference.infer import infer
 from pipeline.recipe.schema import Infer
 from tests.pipeline.distributed.ray_runs import card_file, request, run, slow
@@ -84,6 +85,30 @@ def on_the_loopback_address() -> Iterator[None]:
         ):
             patch.setenv(key, value)
         yield
+
+
+def test_a_full_disk_is_said_in_a_line_and_not_by_the_traceback_of_a_worker(tmp_path: Path) -> None:
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    full = OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    advised = OSError(28, full.strerror, "Failed to apply UDF transform after 1/1 attempts\nTo change retry attempts")
+    wrapped = UserCodeException("in a worker")
+    wrapped.__cause__ = full
+    for told in (full, advised, wrapped):
+        error = RayTaskError("write", "Traceback (most recent call last):\n  ...", told).as_instanceof_cause()
+        said = explained(error, tmp_path)
+        assert isinstance(said, OSError)
+        assert str(said) == f"[Errno 28] No space left on device: {str(tmp_path)!r}"
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 3)
+    began = time.monotonic()
+    for address in ("127.0.0.1:1", "127.0.0.1:99999"):
+        with pytest.raises(ProjectError, match=rf"^Expected a cluster of Ray at {address}\. Received: "):
+            run(tmp_path, request([tmp_path / "photos"], tmp_path / "out"), _refuse, address)
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "out.run").exists()
 
 
 @pytest.fixture
@@ -234,6 +259,23 @@ def test_ctrl_c_leaves_what_can_be_continued_and_no_process(
     assert f"of 64 rows are kept in {tmp_path / 'out.run'}: the same command continues." in said
     wait_for(lambda: not processes("ray", process.pid), "the end of every process of Ray")
     assert (tmp_path / "out.run" / "run.json").is_file()
+
+
+def test_a_killed_head_ends_the_run_with_a_word_and_loses_no_row(
+    tmp_path: Path, command: Callable[[float], subprocess.Popen[str]]
+) -> None:
+    process = command(0.3)
+    wait_for(lambda: committed(tmp_path / "out"), "a part")
+    for head in processes("gcs_server", process.pid):
+        os.kill(head, signal.SIGKILL)
+    said, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 2, "Ray itself ends the process with 1, and says nothing"
+    assert said.startswith("Expected a cluster of Ray of this machine that stays. Received: none any more")
+    assert f"of 64 rows are kept in {tmp_path / 'out.run'}: the same command continues." in said
+    again = command(0.0)
+    said, _ = again.communicate(timeout=DEADLINE)
+    assert again.returncode == 0
+    assert rows_of(tmp_path / "out")["row"].to_pylist() == list(range(64))
 
 
 @pytest.fixture(scope="module")

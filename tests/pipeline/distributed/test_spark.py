@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.errors import ProjectError
 from export.files import ROOT
 from pipeline.inference.deployment import BatchClassifier, Deployment
 from pipeline.inference.rows import Row, columns
@@ -82,6 +83,14 @@ def compared(rows: list[Any], expected: dict[str, Row]) -> None:
         assert tuple(answer[name] for name in names if answer[name]) == wanted.classes
         shown = [answer[f"probability{end}"] for end in ("", "_2", "_3")]
         assert [p for p in shown if p is not None] == pytest.approx(wanted.probabilities, abs=1e-6)
+
+
+def test_a_batch_without_an_image_is_refused(deployment: Deployment) -> None:
+    from pipeline.distributed.spark import classify_udf
+
+    for size in (0, -1):
+        with pytest.raises(ProjectError, match=rf"batch_size of at least 1\. Received: {size}\."):
+            classify_udf(deployment, size)
 
 
 def test_contents_and_paths_get_the_rows_of_infer(
