@@ -8,6 +8,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -307,7 +308,7 @@ ODD = ("a:b:c", 'x, "y"', "two\nlines", "猫")
 
 def test_every_name_of_a_class_is_answered(tmp_path: Path) -> None:
     with running(tmp_path) as named:
-        object.__setattr__(named.deployment.card, "classes", ODD)
+        named.service.deployment = replace(named.deployment, card=replace(named.deployment.card, classes=ODD))
         answer = named.ask("/classify?top_k=4", named.photo)
         assert {each["class"] for each in answer.json["classes"]} == set(ODD)
         assert "猫".encode() in answer.body
