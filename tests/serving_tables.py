@@ -16,7 +16,7 @@ from tests import ways
 from tests.result_tables import markdown
 
 PAGE = "docs/serving.md"
-TABLE = re.compile(r"(<!-- (server|ways)(?:: load)? -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (server|ways) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 NAMES = {
     "classify": "`POST /classify`",
     "v2-files": "image files over the protocol",
