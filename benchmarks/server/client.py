@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from export.errors import ProjectError
+
 HOST: Final = "127.0.0.1"
 MOST_BYTES = 64 * 2**20  # of an answer
 _END = b"\r\n\r\n"
 
 
-class NoAnswerError(Exception):
+class NoAnswerError(ProjectError):
     """A request got no answer; the message is the reason, in the same words for the same reason."""
 
 

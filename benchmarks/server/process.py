@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from export.errors import ProjectError
@@ -16,6 +16,7 @@ from export.files import ROOT
 
 START_SECONDS, STOP_SECONDS = 300.0, 60.0
 _LINES = 5  # of standard error, in a message
+_MOST_SAID = 2**20  # bytes of it
 _READY = re.compile(r"http://127\.0\.0\.1:(\d+)")  # in the line that the server logs when it answers
 
 
@@ -40,7 +41,7 @@ class Server:
         self._process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Server:
-        self._errors = tempfile.NamedTemporaryFile(prefix="server-", suffix=".log")
+        self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors
         )
@@ -83,7 +84,8 @@ class Server:
         )
 
     def _said(self) -> str:
-        return Path(self._errors.name).read_text("utf-8", "backslashreplace")
+        # Not by seeking: the process writes where the file that it shares stands.
+        return os.pread(self._errors.fileno(), _MOST_SAID, 0).decode("utf-8", "backslashreplace")
 
     def _words(self) -> str:
         return " ".join(self._command[1:])
