@@ -26,7 +26,7 @@ class Computed(NamedTuple):
 
     outputs: Outputs  # a row for each of its images
     batch: int  # images that were computed with them, theirs included
-    queued: float  # seconds from the queue to the runner
+    queued: float  # seconds in line, before the runner or a thread that decodes
     seconds: float  # of the runner
 
 

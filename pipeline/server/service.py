@@ -139,7 +139,7 @@ class Service:
         began = time.perf_counter()
         self._decoding += 1
         try:
-            decoded = await self._decoded(content)
+            decoded, waited = await self._decoded(content)
         except ImageError as error:
             self.metrics.image(error.status)
             raise of_image(error, which) from None
@@ -148,17 +148,24 @@ class Service:
             raise of_image(ImageError("more than fits into the memory that is left", "too_large"), which) from None
         finally:
             self._decoding -= 1
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began - waited
         self.metrics.image("damaged" if decoded.damage else "ok")
-        return Seen(decoded, await self._batcher.submit(decoded.pixels[None]), seconds)
+        computed = await self._batcher.submit(decoded.pixels[None])
+        return Seen(decoded, computed._replace(queued=computed.queued + waited), seconds)
 
-    async def _decoded(self, content: bytes) -> Decoded:
-        """Decode in a thread, once one is free: what lies before a busy one would stay when its client is gone."""
+    async def _decoded(self, content: bytes) -> tuple[Decoded, float]:
+        """Decode in a thread, once one is free: what lies before a busy one would stay when its client is gone.
+
+        Returns:
+            tuple[Decoded, float]: the picture, and the seconds that it waited for a thread.
+        """
+        began = time.perf_counter()
         await self._turns.acquire()
+        waited = time.perf_counter() - began
         loop = asyncio.get_running_loop()
         decoding = self._decoders.submit(self._decode, content)
         decoding.add_done_callback(lambda _: loop.call_soon_threadsafe(self._turns.release))
-        return await asyncio.wrap_future(decoding)
+        return await asyncio.wrap_future(decoding), waited
 
     def _decode(self, content: bytes) -> Decoded:
         settings = self.deployment.settings

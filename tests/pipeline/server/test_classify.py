@@ -6,8 +6,10 @@ import io
 import json
 import math
 import struct
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.decode import Decoded
 from pipeline.server.front import LOCAL_NAMES
 from pipeline.server.serve import local_names
-from pipeline.server.service import Limits
+from pipeline.server.service import Limits, Service
 from tests.pipeline.server.servers import Answer, Running, running
 
 MIB = 1 << 20
@@ -296,6 +299,21 @@ def test_a_probability_that_is_no_number_is_null(server: Running, monkeypatch: p
     answer = server.ask("/classify", server.photo)
     assert b"NaN" not in answer.body
     assert [each["probability"] for each in answer.json["classes"]] == [None, None]
+
+
+def test_waiting_for_a_thread_that_decodes_is_no_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = Service._decode
+
+    def slow(self: Service, content: bytes) -> Decoded:
+        time.sleep(0.2)
+        return decode(self, content)
+
+    monkeypatch.setattr(Service, "_decode", slow)
+    with running(tmp_path, settings={"decode_threads": 1}) as busy, ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: busy.ask("/classify", busy.photo).json["milliseconds"], range(3)))
+    assert max(parts["decode"] for parts in answers) < 390, "none decodes for two"
+    assert max(parts["queue"] for parts in answers) > 300, "the last one waits for two"
+    assert all(parts["total"] >= parts["decode"] + parts["queue"] for parts in answers)
 
 
 def test_the_defaults_are_those_that_the_manual_names() -> None:
