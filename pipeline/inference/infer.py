@@ -47,7 +47,6 @@ from pipeline.serving.select_model import Selection
 log = logging.getLogger(__name__)
 
 _SHARDS_OF_A_GPU = 4  # at least, so that a faster one takes more of them
-_MOST_AT_ONCE = 256  # images that ONNX Runtime gets at once
 
 
 @dataclass(frozen=True)
@@ -150,9 +149,8 @@ class _Run:
         self.request, self.card, self.plan, self.quiet = request, card, plan, quiet
         self.choice = select(min(request.batch_size, len(plan)))
         self.gpus = self._gpus()
-        most = self.choice.profile.max if self.choice.profile else _MOST_AT_ONCE
         self.settings = Settings(
-            batch_size=min(request.batch_size, most),
+            batch_size=min(request.batch_size, self.choice.most_at_once),
             top_k=request.top_k,
             threshold=request.threshold,
             decode_threads=request.decode_threads,

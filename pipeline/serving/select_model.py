@@ -50,6 +50,8 @@ from pipeline.terminal.command_line import COMMAND, CommandNeededError
 
 log = logging.getLogger(__name__)
 
+MOST_AT_ONCE = 256  # images that ONNX Runtime gets at once
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -105,6 +107,11 @@ class Selection:
         if self.verdict != PASS:
             why = f" ({self.why})" if self.why else ""
             log.warning("%s serves although its verdict is: %s%s", self.run_name, self.verdict, why)
+
+    @property
+    def most_at_once(self) -> int:
+        """Number of images that its runner is given at once, at most."""
+        return self.profile.max if self.profile else MOST_AT_ONCE
 
     def digest(self) -> str:
         """Return the sha256 of what decides its answers: the file's bytes, and those of an engine's sidecar."""

@@ -10,9 +10,8 @@ from pipeline.artifacts.benchmark_report import BenchmarkReport, BenchmarkRow, r
 from pipeline.artifacts.files import sha256_file
 from pipeline.artifacts.manifest import matches_manifest, read_stage
 from pipeline.artifacts.paths import BENCHMARK, Artifacts
-from pipeline.serving.select_model import Selection
+from pipeline.serving.select_model import MOST_AT_ONCE, Selection
 
-MOST_AT_ONCE = 256  # images that ONNX Runtime gets at once, as in `infer`
 USUAL_BATCH = 8  # preferred where nothing was measured
 USUAL_DELAY, SHORTEST_DELAY, LONGEST_DELAY = 500, 100, 5000  # microseconds
 

@@ -20,7 +20,6 @@ from pipeline.terminal.command_line import ARTIFACTS
 from pipeline.workflow.context import Context
 
 log = logging.getLogger(__name__)
-_MOST_AT_ONCE = 256  # images that ONNX Runtime gets at once
 
 
 def select(
@@ -89,7 +88,7 @@ def deploy(
     choice.announce()
     choice = replace(choice, path=choice.path.absolute())  # for processes that work in another folder
     settings = Settings(
-        batch_size=min(size, choice.profile.max if choice.profile else _MOST_AT_ONCE),
+        batch_size=min(size, choice.most_at_once),
         top_k=section.top_k if top_k is None else top_k,
         threshold=threshold,
         decode_threads=section.decode_threads,
